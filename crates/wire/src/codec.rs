@@ -1,0 +1,1 @@
+//! (in work: the byte layout)

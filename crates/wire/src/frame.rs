@@ -1,0 +1,265 @@
+//! The frames of the peer protocol.
+
+use bytes::Bytes;
+use holdfast_types::{
+    BlockRange, DiskState, Epoch, Gen, Geometry, Incarnation, NodeId, NodeSet, Run, Seq, SessionId, VolumeId,
+};
+
+/// Which of a peer's two connections a frame travels on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// Whatever must stay in order with writes.
+    Write,
+    /// Bulk: resync blocks and hashes; their order does not matter, the primary's range lock does.
+    Bulk,
+}
+
+/// What every frame of an attached session carries, so that nothing old is ever taken for new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// The primary's epoch: the fencing token.
+    pub epoch: Epoch,
+    /// The session given by [`Attach`]; a new one invalidates all frames of the old (rule 21).
+    pub session: SessionId,
+}
+
+/// First frame of either side on the write lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Who speaks.
+    pub node: NodeId,
+    /// Whose data this is about; another id is refused.
+    pub volume: VolumeId,
+    /// Size and unit; another geometry is refused.
+    pub geometry: Geometry,
+    /// Identity of this replica's disk.
+    pub incarnation: Incarnation,
+    /// This life of the replica.
+    pub run: Run,
+    /// Its last stop was unclean: unflushed writes may be lost (rules 8 to 10).
+    pub unclean: bool,
+    /// The highest epoch it promised.
+    pub promised: Epoch,
+    /// What its disk says of itself.
+    pub disk: DiskState,
+    /// How many activity-log extents it can hold active.
+    pub log_slots: u32,
+    /// Number of its last activity-log transaction (rule 31).
+    pub log_number: u64,
+}
+
+/// A primary takes a replica into a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// The session's stamp.
+    pub stamp: Stamp,
+    /// Version of the committed record the primary goes by.
+    pub generation: Gen,
+    /// The replica is a member of the in-sync set; if not it marks itself Syncing durably first (rule 32).
+    pub member: bool,
+}
+
+/// Why a replica does not take a session or a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It promised a newer epoch.
+    Promised(Epoch),
+    /// A frame was missing: sessions have no gaps (rule 27).
+    Gap,
+    /// Its disk is not usable.
+    NoDisk,
+    /// Its disk returned an error on write or flush: final for that disk.
+    DiskFailed,
+}
+
+/// One message between two replicas of one volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    // ---- write lane, both ways
+    /// Opens a connection.
+    Hello(Hello),
+    /// The session ends.
+    Refuse {
+        /// Why.
+        why: Refusal,
+    },
+    /// Keeps an idle session alive.
+    Ping {
+        /// Returned as it came.
+        token: u64,
+    },
+    /// Answers [`Frame::Ping`].
+    Pong {
+        /// The ping's.
+        token: u64,
+    },
+
+    // ---- write lane, primary to replica
+    /// Takes the replica into a session.
+    Attach(Attach),
+    /// Write these blocks.
+    Write {
+        /// Session.
+        stamp: Stamp,
+        /// Place in the epoch's order.
+        seq: Seq,
+        /// Where.
+        range: BlockRange,
+        /// Stable before the answer.
+        fua: bool,
+        /// The bytes, `range.count` blocks.
+        data: Bytes,
+    },
+    /// Write zeroes there.
+    Zero {
+        /// Session.
+        stamp: Stamp,
+        /// Place in the epoch's order.
+        seq: Seq,
+        /// Where.
+        range: BlockRange,
+        /// Stable before the answer.
+        fua: bool,
+    },
+    /// All writes of this epoch up to `upto` that are not closed yet are settled, and `set` holds them.
+    Close {
+        /// Session.
+        stamp: Stamp,
+        /// Cumulative.
+        upto: Seq,
+        /// Who holds them; everyone else gets dirty bits.
+        set: NodeSet,
+    },
+    /// In-doubt blocks of older epochs have been made equal on `set` (rules 16 and 33).
+    Reconciled {
+        /// Session.
+        stamp: Stamp,
+        /// Which blocks.
+        ranges: Vec<BlockRange>,
+        /// On whom they are equal; everyone else gets dirty bits.
+        set: NodeSet,
+    },
+    /// Make everything before this stable.
+    Flush {
+        /// Session.
+        stamp: Stamp,
+        /// To match the answer.
+        token: u64,
+    },
+    /// The cut of the write stream at which a syncing replica starts to count (rules 5, 6, 15).
+    Cut {
+        /// Session.
+        stamp: Stamp,
+        /// To match the answer.
+        token: u64,
+        /// The primary's dirty bits for each other data node that is absent; they replace the replica's.
+        bitmaps: Vec<(NodeId, Vec<BlockRange>)>,
+    },
+    /// `node` is a member of the in-sync set: bits for it can go (rule 17).
+    Grown {
+        /// Session.
+        stamp: Stamp,
+        /// The new member.
+        node: NodeId,
+    },
+
+    // ---- write lane, replica to primary
+    /// The session is taken: promise stored, older writes ended, and this may differ.
+    Attached {
+        /// Session.
+        stamp: Stamp,
+        /// Blocks that may differ between the replica and the primary: open writes, crash extents,
+        /// bits it holds for the primary (rule 3).
+        report: Vec<BlockRange>,
+    },
+    /// The write with this number is on the replica's disk.
+    Ack {
+        /// Session.
+        stamp: Stamp,
+        /// Which.
+        seq: Seq,
+    },
+    /// Answers [`Frame::Flush`].
+    Flushed {
+        /// Session.
+        stamp: Stamp,
+        /// The flush's.
+        token: u64,
+    },
+    /// Answers [`Frame::Cut`]: bitmaps durable, data flushed.
+    CutDone {
+        /// Session.
+        stamp: Stamp,
+        /// The cut's.
+        token: u64,
+    },
+    /// The replica's activity log is short of slots: please close what is settled (rule 30).
+    NeedClose {
+        /// Session.
+        stamp: Stamp,
+    },
+
+    // ---- bulk lane
+    /// Primary to replica: these blocks, from resync or repair. Without data: zeroes.
+    Resync {
+        /// Session.
+        stamp: Stamp,
+        /// To match the answer.
+        token: u64,
+        /// Where.
+        range: BlockRange,
+        /// The bytes, or `None` for zeroes.
+        data: Option<Bytes>,
+    },
+    /// Replica to primary: written.
+    Resynced {
+        /// Session.
+        stamp: Stamp,
+        /// The block's.
+        token: u64,
+    },
+    /// Primary to replica: hash these blocks.
+    Hash {
+        /// Session.
+        stamp: Stamp,
+        /// To match the answer.
+        token: u64,
+        /// Which.
+        range: BlockRange,
+    },
+    /// Replica to primary: one hash per block.
+    Hashes {
+        /// Session.
+        stamp: Stamp,
+        /// The question's.
+        token: u64,
+        /// xxh3-128 of each block, in order.
+        hashes: Vec<u128>,
+    },
+}
+
+impl Frame {
+    /// The lane it travels on.
+    pub fn lane(&self) -> Lane {
+        match self {
+            Self::Resync { .. } | Self::Resynced { .. } | Self::Hash { .. } | Self::Hashes { .. } => Lane::Bulk,
+            Self::Hello(_)
+            | Self::Refuse { .. }
+            | Self::Ping { .. }
+            | Self::Pong { .. }
+            | Self::Attach(_)
+            | Self::Write { .. }
+            | Self::Zero { .. }
+            | Self::Close { .. }
+            | Self::Reconciled { .. }
+            | Self::Flush { .. }
+            | Self::Cut { .. }
+            | Self::Grown { .. }
+            | Self::Attached { .. }
+            | Self::Ack { .. }
+            | Self::Flushed { .. }
+            | Self::CutDone { .. }
+            | Self::NeedClose { .. } => Lane::Write,
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! What goes into a replica and what comes out: the contract with its interpreters.
+//!
+//! Two interpreters exist, the daemon's volume loop and the simulator. Both do exactly this:
+//! 1. build a [`crate::Replica`] with [`crate::Replica::start`] from the metadata region as read
+//!    from the store (data starts at byte 0, metadata is at the end);
+//! 2. for each thing that happens call [`crate::Replica::handle`] once, with the time; perform
+//!    the returned actions *in order* (a later one may be started before an earlier one has
+//!    ended, but frames to one peer and lane leave in the order given);
+//! 3. when [`crate::Replica::deadline`] is reached, hand in [`Event::Tick`];
+//! 4. answer each [`Action::Disk`] by exactly one [`Event::DiskDone`], in any order.
+//!
+//! Nothing that decides about data lives in an interpreter.
+
+use bytes::Bytes;
+use holdfast_types::{DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, VolumeId};
+use holdfast_wire::{Frame, Lane};
+use serde::{Deserialize, Serialize};
+
+/// Time in nanoseconds on CLOCK_BOOTTIME of this node (or the simulator's clock of it).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Now(pub u64);
+
+impl Now {
+    /// This time and `ms` milliseconds.
+    #[must_use]
+    pub const fn plus_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms * 1_000_000))
+    }
+    /// Milliseconds since `earlier`, zero if it is later.
+    pub const fn ms_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0) / 1_000_000
+    }
+}
+
+/// Names one disk operation until its [`Event::DiskDone`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IoId(pub u64);
+
+/// Names one application request until its [`Action::Complete`]; chosen by the interpreter, unique while open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReqId(pub u64);
+
+/// An application's request, in bytes; any offset and length inside the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Read `len` bytes, at most [`holdfast_types::REQUEST_BYTES_MAX`].
+    Read {
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// Write `data`, at most [`holdfast_types::REQUEST_BYTES_MAX`] bytes.
+    Write {
+        /// Byte offset.
+        offset: u64,
+        /// The bytes.
+        data: Bytes,
+        /// Stable on every member before it is answered.
+        fua: bool,
+    },
+    /// Write zeroes (trim means this too: replicas stay identical, rule 29).
+    Zero {
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Stable on every member before it is answered.
+        fua: bool,
+    },
+    /// Everything answered before this request came is stable when it is answered.
+    Flush,
+}
+
+/// Why an application's request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The disk failed and no other copy could serve.
+    #[error("input/output error")]
+    Io,
+    /// Outside the volume, or too large.
+    #[error("request outside the volume")]
+    Range,
+    /// This node is not (or no longer) the primary.
+    #[error("this node is not the primary")]
+    NotPrimary,
+}
+
+/// Why a disk operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskError {
+    /// Any error of the device.
+    Io,
+    /// No space under a sparse backing file.
+    NoSpace,
+}
+
+/// One operation on the local store, in bytes from its start; whole blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskOp {
+    /// Read `len` bytes.
+    Read {
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// Write `data`. The buffer need not be aligned in memory (the store bounces it if need be).
+    Write {
+        /// Byte offset.
+        offset: u64,
+        /// The bytes.
+        data: Bytes,
+        /// On stable storage before it is done.
+        durable: bool,
+    },
+    /// Make the bytes read as zero.
+    Zero {
+        /// Byte offset.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// On stable storage before it is done.
+        durable: bool,
+    },
+    /// All writes done before this was submitted are on stable storage when it is done.
+    Flush,
+}
+
+/// What can happen to a replica.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// [`crate::Replica::deadline`] was reached.
+    Tick,
+    /// The application asks.
+    Request {
+        /// Its name.
+        req: ReqId,
+        /// What.
+        request: Request,
+    },
+    /// A disk operation ended. `Ok` carries the bytes of a read, empty otherwise.
+    DiskDone {
+        /// Which.
+        io: IoId,
+        /// How.
+        result: Result<Bytes, DiskError>,
+    },
+    /// Both lanes to a peer are connected and authenticated. Follows a [`Event::PeerDown`] if it was up.
+    PeerUp {
+        /// Who.
+        peer: NodeId,
+    },
+    /// A lane to the peer is gone; the interpreter has closed the other one too and will connect again.
+    PeerDown {
+        /// Who.
+        peer: NodeId,
+    },
+    /// A frame came from a peer that is up.
+    Frame {
+        /// From whom.
+        peer: NodeId,
+        /// What.
+        frame: Frame,
+    },
+    /// The control plane says.
+    Control(FromControl),
+}
+
+/// What a replica wants done.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Do this on the local store.
+    Disk {
+        /// Name for the answer.
+        io: IoId,
+        /// What.
+        op: DiskOp,
+    },
+    /// Send a frame on the lane [`Frame::lane`] says.
+    Send {
+        /// To whom.
+        peer: NodeId,
+        /// What.
+        frame: Frame,
+    },
+    /// Close the connections to this peer (a [`Event::PeerDown`] follows) and connect anew.
+    Disconnect {
+        /// Whom.
+        peer: NodeId,
+    },
+    /// Answer the application.
+    Complete {
+        /// Which request.
+        req: ReqId,
+        /// The bytes of a read, empty otherwise.
+        result: Result<Bytes, RequestError>,
+    },
+    /// Tell the control plane.
+    Control(ToControl),
+    /// Something an operator or a test may want to know; no effect.
+    Note(Note),
+}
+
+/// The committed record of a resource, as far as it concerns one volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Version of the record: what the next change is compared with.
+    pub generation: Gen,
+    /// Current epoch.
+    pub epoch: Epoch,
+    /// Who is primary, if anyone.
+    pub primary: Option<NodeId>,
+    /// The committed in-sync set of this volume.
+    pub in_sync: NodeSet,
+    /// All data nodes that hold a replica of it.
+    pub data_nodes: NodeSet,
+}
+
+/// What the control plane tells a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromControl {
+    /// The committed record, at start and at every change. While a set change is proposed, a view
+    /// with a later generation ends it: it took effect if the set is the proposed one, else it is dead.
+    View(View),
+    /// Store the promise of this epoch: end all local writes of older epochs, answer no older frame.
+    /// Answered by [`ToControl::Promised`].
+    Promise {
+        /// The epoch to be proposed.
+        epoch: Epoch,
+    },
+    /// The proposal of this epoch is definitely refused: the promise is taken back (rule 1).
+    Withdraw {
+        /// The epoch that will not be.
+        epoch: Epoch,
+    },
+    /// This node won the epoch it promised: collect, reconcile, then [`ToControl::Opened`].
+    Lead(View),
+    /// Completions may leave before this time; after it they are held.
+    Lease {
+        /// End of the lease on this node's clock.
+        until: Now,
+    },
+    /// Planned hand-over: take no more I/O (hold it), finish what is in flight, close it, have the
+    /// closes confirmed, then [`ToControl::Drained`].
+    Drain,
+    /// The hand-over is off: serve on.
+    Resume,
+    /// This node is primary no longer: fail held requests, become Secondary.
+    StepDown,
+    /// Do not trust that peer's copy: remove it from the in-sync set and compare all of it.
+    Invalidate {
+        /// Whose copy.
+        peer: NodeId,
+    },
+    /// Compare all blocks with that peer by hash. Answered by [`Note::Verified`].
+    Verify {
+        /// With whom.
+        peer: NodeId,
+    },
+}
+
+/// What a replica tells the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToControl {
+    /// It runs: run counter durable, crash extents turned into bits.
+    Started {
+        /// Its volume.
+        volume: VolumeId,
+        /// Its disk's identity.
+        incarnation: Incarnation,
+        /// This run.
+        run: Run,
+        /// The last stop may have lost unflushed writes.
+        unclean: bool,
+        /// What its disk says of itself.
+        disk: DiskState,
+        /// Highest epoch promised.
+        promised: Epoch,
+    },
+    /// [`FromControl::Promise`] is durable and older writes have ended.
+    Promised {
+        /// Which.
+        epoch: Epoch,
+    },
+    /// Change the in-sync set by compare-and-swap on `generation`. Repeated until a later view comes.
+    ProposeSet {
+        /// The primary's epoch.
+        epoch: Epoch,
+        /// The version compared with.
+        generation: Gen,
+        /// The new set.
+        in_sync: NodeSet,
+        /// Whom it adds or removes.
+        peer: NodeId,
+        /// For the history.
+        why: SetChange,
+    },
+    /// Every member was heard, in-doubt blocks are marked, the device may open.
+    Opened {
+        /// In this epoch.
+        epoch: Epoch,
+    },
+    /// [`FromControl::Drain`] is done.
+    Drained {
+        /// In this epoch.
+        epoch: Epoch,
+    },
+    /// A newer epoch exists: this node's is over.
+    Deposed {
+        /// The newer one.
+        epoch: Epoch,
+    },
+    /// The local disk failed; it is not used any more.
+    DiskFailed,
+    /// The peer cannot count as a clean member: it runs anew after an unclean stop.
+    PeerUnclean {
+        /// Who.
+        peer: NodeId,
+    },
+}
+
+/// Why the in-sync set changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SetChange {
+    /// Not connected for too long.
+    Lost,
+    /// Connected, but did not answer in time.
+    Slow,
+    /// Its disk failed.
+    DiskFailed,
+    /// It started anew: it is resynced from its log before it counts again (rule 8).
+    Restarted,
+    /// The operator does not trust it.
+    Invalidated,
+    /// Resync is complete.
+    Synced,
+}
+
+/// Things worth telling.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Note {
+    /// A peer was attached; so many blocks were dirty for it.
+    Attached {
+        /// Who.
+        peer: NodeId,
+        /// Member of the in-sync set.
+        member: bool,
+        /// Blocks to compare or copy.
+        dirty_blocks: u64,
+    },
+    /// The session with a peer ended.
+    Detached {
+        /// Who.
+        peer: NodeId,
+    },
+    /// Resync of a peer is complete.
+    Resynced {
+        /// Who.
+        peer: NodeId,
+        /// Payload bytes sent.
+        sent_bytes: u64,
+        /// Blocks compared by hash and found equal.
+        equal_blocks: u64,
+    },
+    /// Reconciliation after a promotion is complete.
+    Reconciled {
+        /// In-doubt blocks looked at.
+        blocks: u64,
+    },
+    /// A verify ended.
+    Verified {
+        /// With whom.
+        peer: NodeId,
+        /// What differs; `None` if it could not be finished (the peer left).
+        differing: Option<Vec<holdfast_types::BlockRange>>,
+    },
+    /// A peer or a client sent something that is against the protocol; it was disconnected.
+    Protocol {
+        /// Who.
+        peer: NodeId,
+        /// What was wrong.
+        what: String,
+    },
+    /// The local disk failed.
+    DiskFailed {
+        /// On what.
+        what: String,
+    },
+}
+
+/// One replica as status shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Role in the data path.
+    pub role: holdfast_types::Role,
+    /// Device open for the application.
+    pub open: bool,
+    /// Completions are held (no lease, drain, or waiting for members): the reason.
+    pub held: Option<String>,
+    /// State of the local disk.
+    pub disk: DiskState,
+    /// Epoch it goes by.
+    pub epoch: Epoch,
+    /// In-sync set it goes by.
+    pub in_sync: NodeSet,
+    /// Identity of the local disk.
+    pub incarnation: Incarnation,
+    /// This run.
+    pub run: Run,
+    /// Bytes the application sees.
+    pub size_bytes: u64,
+    /// Requests in flight.
+    pub requests: u32,
+    /// Writes not yet settled.
+    pub open_writes: u32,
+    /// Bytes written by the application.
+    pub written_bytes: u64,
+    /// Bytes read by the application.
+    pub read_bytes: u64,
+    /// Activity-log transactions written.
+    pub log_writes: u64,
+    /// The other data nodes.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// A peer as status shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Who.
+    pub node: NodeId,
+    /// Both lanes connected.
+    pub connected: bool,
+    /// In a session.
+    pub attached: bool,
+    /// State of its disk as this node knows it.
+    pub disk: DiskState,
+    /// Bytes that may differ.
+    pub out_of_sync_bytes: u64,
+    /// Payload bytes sent by the running or last resync.
+    pub resync_sent_bytes: u64,
+    /// Bytes of the running or last resync compared by hash and found equal.
+    pub resync_equal_bytes: u64,
+    /// A verify is running: bytes done.
+    pub verify_done_bytes: Option<u64>,
+}
+
+/// So that interpreters need only this crate's name for it.
+pub use holdfast_wire::Frame as PeerFrame;
+/// The lane a frame travels on.
+pub type FrameLane = Lane;

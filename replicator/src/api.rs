@@ -248,6 +248,10 @@ pub enum FromControl {
     Resume,
     /// This node is primary no longer: fail held requests, become Secondary.
     StepDown,
+    /// The daemon stops in good order (after [`FromControl::StepDown`] if it was primary): turn open writes
+    /// into durable bits, set the clean mark (rule 24). Answered by [`ToControl::Stopped`]; nothing but
+    /// [`Event::PeerDown`] may follow.
+    Stop,
     /// Do not trust that peer's copy: remove it from the in-sync set and compare all of it.
     Invalidate {
         /// Whose copy.
@@ -313,11 +317,8 @@ pub enum ToControl {
     },
     /// The local disk failed; it is not used any more.
     DiskFailed,
-    /// The peer cannot count as a clean member: it runs anew after an unclean stop.
-    PeerUnclean {
-        /// Who.
-        peer: NodeId,
-    },
+    /// [`FromControl::Stop`] is done: the clean mark is durable (or the disk failed).
+    Stopped,
 }
 
 /// Why the in-sync set changes.

@@ -1,0 +1,96 @@
+//! Settings of one replica, limits, and the switches that plant bugs for the simulator's own tests.
+
+use holdfast_types::{NodeId, NodeSet, VolumeId};
+
+/// Requests an application may have in flight before further ones wait inside the replica.
+pub const REQUESTS_MAX: usize = 1024;
+/// Largest piece a write or read is cut into for locking and sending, in blocks (1 MiB of 4 KiB blocks).
+pub const PIECE_BLOCKS_MAX: u64 = 256;
+/// Blocks compared or copied by one resync job (256 KiB of 4 KiB blocks).
+pub const JOB_BLOCKS_MAX: u64 = 64;
+/// Resync, reconcile and verify jobs in flight at once.
+pub const JOBS_MAX: usize = 8;
+/// Settled writes after which a close is sent at once rather than by timer.
+pub const CLOSE_EVERY: u32 = 32;
+
+/// How one replica is set up. The same on every data node but for `me`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub me: NodeId,
+    /// All data nodes of the volume, this one included.
+    pub data_nodes: NodeSet,
+    /// The volume; the disk must carry the same id.
+    pub volume: VolumeId,
+    /// Times.
+    pub timing: Timing,
+    /// Test only: a rule that is switched off so that a checker can be seen to catch it.
+    pub planted: Option<Planted>,
+}
+
+/// Times in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A session idle for this long is pinged.
+    pub ping_ms: u64,
+    /// A peer from which nothing came for this long is disconnected.
+    pub silence_ms: u64,
+    /// A member not connected for this long is removed from the in-sync set.
+    pub grace_ms: u64,
+    /// A member that does not answer a write or flush for this long is removed.
+    pub answer_ms: u64,
+    /// A new primary waits this long for a connected member to report, before it removes it.
+    pub collect_ms: u64,
+    /// A proposal without outcome is repeated after this long.
+    pub propose_ms: u64,
+    /// Closes are sent at the latest after this long.
+    pub close_ms: u64,
+    /// Dirty bitmap pages are saved in the background every so often.
+    pub save_ms: u64,
+    /// First delay before a removed member may be taken in again; doubles with each removal (rule 39).
+    pub rejoin_ms: u64,
+    /// Longest such delay.
+    pub rejoin_max_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            ping_ms: 250,
+            silence_ms: 1000,
+            grace_ms: 300,
+            answer_ms: 1500,
+            collect_ms: 500,
+            propose_ms: 500,
+            close_ms: 20,
+            save_ms: 2000,
+            rejoin_ms: 100,
+            rejoin_max_ms: 20_000,
+        }
+    }
+}
+
+/// Rules that can be switched off for a test; each names the rule in DESIGN part 4 it breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// Acknowledge a write when the local disk has it, without the peers (Write).
+    AckBeforePeers,
+    /// Resync without the range lock (rule 13).
+    ResyncWithoutLock,
+    /// Forget the dirty bits for a peer when it connects (G4).
+    ClearBitsOnAttach,
+    /// Open the device before in-doubt blocks are reconciled (rule 11, 33).
+    ServeBeforeReconcile,
+    /// Tell the control plane "promised" before the promise is stored and older writes have ended (rules 1, 18).
+    PromiseUnstored,
+    /// Evict activity-log extents without flushing data and saving bits (rule 4).
+    EvictWithoutTrace,
+    /// Let a syncing peer become a member without a flush (rule 6).
+    GrowWithoutFlush,
+    /// Read without waiting for overlapping writes (rule 11).
+    ReadWithoutLock,
+    /// Answer a flush without the peers (Flush).
+    FlushLocally,
+    /// Complete writes that wait for a lost member before its removal is committed (Shrink).
+    AckBeforeShrink,
+}

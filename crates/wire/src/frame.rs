@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use holdfast_types::{
-    BlockRange, DiskState, Epoch, Gen, Geometry, Incarnation, NodeId, NodeSet, Run, Seq, SessionId, VolumeId,
+    BlockRange, DiskState, Epoch, Gen, Geometry, Incarnation, NodeId, NodeSet, Run, Seq, SessionId,
+    VolumeId,
 };
 
 /// Which of a peer's two connections a frame travels on.
@@ -242,7 +243,10 @@ impl Frame {
     /// The lane it travels on.
     pub fn lane(&self) -> Lane {
         match self {
-            Self::Resync { .. } | Self::Resynced { .. } | Self::Hash { .. } | Self::Hashes { .. } => Lane::Bulk,
+            Self::Resync { .. }
+            | Self::Resynced { .. }
+            | Self::Hash { .. }
+            | Self::Hashes { .. } => Lane::Bulk,
             Self::Hello(_)
             | Self::Refuse { .. }
             | Self::Ping { .. }

@@ -9,4 +9,5 @@
 pub mod codec;
 mod frame;
 
+pub use codec::{Decoder, Encoded, Encoder, Pending, Preamble, Proof, WireError, coarsen};
 pub use frame::{Attach, Frame, Hello, Lane, Refusal, Stamp};

@@ -1,1 +1,20 @@
-//! (in work)
+//! The control plane of a node, sans-IO: consensus, leases, in-sync sets, placement, the life of a
+//! resource. `(now, Event)` in, [`Action`]s out; no runtime, no system call, no clock, no randomness
+//! but what [`Start`] brings.
+//!
+//! Rooms: [`durable`] bytes of the state file; `consensus` the driver around `noraft`; [`state`] the
+//! replicated state; `lease` promises, fences and rounds; `resource` the life of a resource on a node;
+//! `admin` what operators ask. [`Node`] ties them together.
+
+#![forbid(unsafe_code)]
+
+mod api;
+mod config;
+pub mod durable;
+mod message;
+mod node;
+pub mod state;
+
+pub use api::*;
+pub use message::MessageError;
+pub use node::{Node, StartError};

@@ -35,8 +35,9 @@ pub struct Preamble {
     pub nonce: [u8; NONCE_BYTES],
 }
 
-/// A keyed hash that shows knowledge of the cluster's secret.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A keyed hash that shows knowledge of the cluster's secret. Not comparable: the hash's own
+/// constant-time check is the one to use.
+#[derive(Clone, Copy)]
 pub struct Proof(pub [u8; PROOF_BYTES]);
 
 impl std::fmt::Debug for Proof {

@@ -105,7 +105,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (any::<u64>(), any::<bool>()).prop_map(|(epoch, clean)| Step::Superblock { epoch, clean }),
-        prop::collection::vec(0..563u32, 0..100).prop_map(Step::Log),
+        prop::collection::vec(0..563u32, 0..600).prop_map(Step::Log),
         (0..2usize, 0..GEOMETRY.blocks, 1..6000u64, any::<bool>()).prop_map(
             |(peer, first, count, set)| Step::Bitmap {
                 peer,
@@ -127,6 +127,7 @@ proptest! {
         steps in prop::collection::vec((step(), any::<bool>(), any::<u128>(), 0..=32u32), 1..30),
     ) {
         let mut superblock = superblock(page_bytes);
+        superblock.log_slots = Layout::log_slots_max(page_bytes);
         let need = Layout::bytes_needed_with_page(GEOMETRY, PEERS_MAX, page_bytes);
         let layout = Layout::with_page(GEOMETRY, need, PEERS_MAX, superblock.log_slots, page_bytes).unwrap();
         prop_assert!(layout.region_offset >= GEOMETRY.bytes());
@@ -147,7 +148,8 @@ proptest! {
                 }
                 Step::Log(active) => {
                     log.number += 1;
-                    log.active.clone_from(active);
+                    // As many as a page holds: several sectors, where a page has several.
+                    log.active = active.iter().copied().take(superblock.log_slots as usize).collect();
                     vec![log.write(&layout).unwrap()]
                 }
                 Step::Bitmap { peer, first, count, set } => {
@@ -424,4 +426,40 @@ fn slots_that_were_never_written_are_all_dirty() {
         .map(|(n, b)| (n.0, b.count()))
         .collect();
     assert_eq!(counts, vec![(1, 0), (2, 0), (5, GEOMETRY.blocks)]);
+}
+
+/// A store that was a replica before, with a longer life: nothing of it shines through.
+#[test]
+fn an_earlier_replica_is_forgotten() {
+    for old_update in [40, 41] {
+        let mut old = superblock(512);
+        old.update = old_update;
+        old.incarnation = Incarnation(1);
+        let layout = Layout::with_page(GEOMETRY, 1 << 20, PEERS_MAX, 100, 512).unwrap();
+        let mut store = Store::new(&layout, &old, 0);
+        let t = Transaction {
+            number: 99,
+            incarnation: Incarnation(1),
+            run: Run(1),
+            active: vec![5],
+        };
+        let (offset, bytes) = t.write(&layout).unwrap();
+        store.write(offset, &bytes, 1);
+
+        let new = superblock(512);
+        for (offset, bytes) in initialise(&layout, &new, BitmapStart::AllDirty).unwrap() {
+            store.write(offset, &bytes, u128::MAX);
+        }
+        let found = store.recover().unwrap();
+        assert_eq!(found.superblock, new);
+        assert!(!found.other_slot_damaged);
+        assert_eq!((found.log.number, found.log.active), (0, vec![]));
+        assert!(
+            found
+                .bitmaps
+                .iter()
+                .all(|(_, b)| b.count() == GEOMETRY.blocks),
+            "the old replica's clean bits"
+        );
+    }
 }

@@ -308,3 +308,15 @@ fn without_checksums_damage_to_blocks_passes_and_to_headers_does_not() {
         Err(WireError::HeaderCrc { .. })
     ));
 }
+
+#[test]
+fn a_node_named_twice_in_a_cut_is_refused() {
+    let mut bytes = bytes_of(&sample("cut"), true);
+    // The head of the second bitmap, after two ranges of the first.
+    bytes[HEADER_BYTES + 5 + 2 * 16] = 2;
+    remake(&mut bytes);
+    assert!(matches!(
+        frame_of(&bytes, Lane::Write),
+        Err(WireError::Field { kind: "Cut", .. })
+    ));
+}

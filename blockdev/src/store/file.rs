@@ -19,6 +19,7 @@ use holdfast_uring::{
 };
 use tracing::{error, warn};
 
+use super::slots::Slots;
 use super::{
     BLOCK_BYTES, Ended, OpenError, OpenOptions, Store, StoreError, StoreOp, StoreResult, claim,
     extent, in_range, outside,
@@ -89,8 +90,7 @@ pub struct FileStore {
     note: Option<String>,
     tag: u8,
     pool: BufPool,
-    pending: Vec<Option<Pending>>,
-    free: Vec<usize>,
+    pending: Slots<Pending>,
     /// Operations the full ring did not take, in order.
     parked: VecDeque<(usize, Op)>,
     ready: VecDeque<Ended>,
@@ -118,8 +118,7 @@ impl FileStore {
             note: claimed.note,
             tag: options.tag,
             pool: options.pool.clone(),
-            pending: Vec::new(),
-            free: Vec::new(),
+            pending: Slots::default(),
             parked: VecDeque::new(),
             ready: VecDeque::new(),
             zero_way: ZeroWay::Punch,
@@ -513,22 +512,13 @@ impl Store for FileStore {
         }
         match self.first(op) {
             Ok((op, stage)) => {
-                let pending = Some(Pending {
+                let slot = self.pending.insert(Pending {
                     token,
                     stage,
                     retries: 0,
                 });
-                let slot = match self.free.pop() {
-                    Some(slot) => {
-                        self.pending[slot] = pending;
-                        slot
-                    }
-                    None => {
-                        self.pending.push(pending);
-                        self.pending.len() - 1
-                    }
-                };
                 self.hand(ring, slot, op);
+                self.unpark(ring);
             }
             Err(failure) => self.ready.push_back((token, Err(failure))),
         }
@@ -536,47 +526,39 @@ impl Store for FileStore {
 
     fn on_completion(&mut self, ring: &mut Ring, completion: Completion) -> Option<Ended> {
         let slot = token_low(completion.token) as usize;
-        let mut pending = self.pending.get_mut(slot)?.take()?;
+        let Pending {
+            token,
+            stage,
+            retries,
+        } = self.pending.remove(slot)?;
         let interrupted = completion.result.as_ref().is_err_and(|failure| {
             matches!(failure.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
         });
         // A flush is never tried again.
-        let retry =
-            interrupted && pending.retries < RETRIES_MAX && !matches!(pending.stage, Stage::Sync);
-        let no_progress = retry
-            || completion
-                .result
-                .as_ref()
-                .is_ok_and(|moved| u64::from(*moved) < BLOCK_BYTES);
-        pending.retries = if no_progress { pending.retries + 1 } else { 0 };
-        let next = if pending.retries > RETRIES_MAX {
-            self.failed(pending.stage, &io::ErrorKind::TimedOut.into())
+        let retry = interrupted && retries < RETRIES_MAX && !matches!(stage, Stage::Sync);
+        let little = completion
+            .result
+            .as_ref()
+            .is_ok_and(|moved| u64::from(*moved) < BLOCK_BYTES);
+        let retries = if retry || little { retries + 1 } else { 0 };
+        let next = if retries > RETRIES_MAX {
+            self.failed(stage, &io::ErrorKind::TimedOut.into())
         } else {
-            self.next(pending.stage, completion.result, completion.done, retry)
+            self.next(stage, completion.result, completion.done, retry)
         };
         let ended = match next {
             Next::Submit(op, stage) => {
-                pending = Pending {
-                    token: pending.token,
+                let slot = self.pending.insert(Pending {
+                    token,
                     stage,
-                    retries: pending.retries,
-                };
-                self.pending[slot] = Some(pending);
+                    retries,
+                });
                 self.hand(ring, slot, op);
                 None
             }
-            Next::End(result) => {
-                self.free.push(slot);
-                // Whatever ends after the failure of a flush may be part of what was lost.
-                Some((
-                    pending.token,
-                    if self.dead {
-                        result.and(Err(StoreError::Io))
-                    } else {
-                        result
-                    },
-                ))
-            }
+            // Whatever ends after the failure of a flush may be part of what was lost.
+            Next::End(Ok(_)) if self.dead => Some((token, Err(StoreError::Io))),
+            Next::End(result) => Some((token, result)),
         };
         self.unpark(ring);
         ended
@@ -619,7 +601,7 @@ impl Store for FileStore {
 
 impl Drop for FileStore {
     fn drop(&mut self) {
-        if self.pending.iter().any(Option::is_some) {
+        if !self.pending.is_empty() {
             // The ring may not have shown all of them to the kernel: with the descriptor closed,
             // they would meet whatever file gets its number.
             warn!(path = %self.path.display(), "dropped with operations on their way: the file stays open and claimed");

@@ -22,12 +22,15 @@
 //! or durable write every later operation fails (what the device lost then nobody can know).
 
 mod claim;
-//F mod faulty;
+mod faulty;
 mod file;
 mod memory;
+mod overlay;
 mod plan;
+mod slots;
 
-//T
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
@@ -38,7 +41,7 @@ use bytes::Bytes;
 use holdfast_uring::{BufPool, Completion, Ring, token_tag};
 
 pub use claim::{Created, create_file};
-//F pub use faulty::FaultyStore;
+pub use faulty::{CACHE_BYTES_MAX, FaultyStore};
 pub use file::FileStore;
 pub use memory::MemoryStore;
 pub use plan::{FaultPlan, PPM, PlanError};
@@ -188,8 +191,8 @@ impl Default for OpenOptions {
 pub fn open(path: &std::path::Path, options: &OpenOptions) -> Result<Box<dyn Store>, OpenError> {
     let file: Box<dyn Store> = Box::new(FileStore::open(path, options)?);
     Ok(match &options.fault {
-        //F         Some(plan) => Box::new(FaultyStore::new(file, plan.clone(), options.tag)),
-        _ => file,
+        Some(plan) => Box::new(FaultyStore::new(file, plan.clone(), options.tag)),
+        None => file,
     })
 }
 

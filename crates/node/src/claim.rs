@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Another daemon has it.
-    #[error("state directory {dir} is in use by another daemon (process {pid}): stop that one, or give this one another directory with --state-dir")]
+    #[error(
+        "state directory {dir} is in use by another daemon (process {pid}): stop that one, or give this one another directory with --state-dir"
+    )]
     InUse {
         /// Which.
         dir: PathBuf,
@@ -26,7 +28,9 @@ pub enum ClaimError {
         pid: String,
     },
     /// It belongs to someone else.
-    #[error("state directory {dir} belongs to node {found_name} (number {found_id}) of cluster {found_cluster}, not to node {name} (number {id}) of cluster {cluster}: give this node its own directory with --state-dir, or remove that one if the node is gone for good")]
+    #[error(
+        "state directory {dir} belongs to node {found_name} (number {found_id}) of cluster {found_cluster}, not to node {name} (number {id}) of cluster {cluster}: give this node its own directory with --state-dir, or remove that one if the node is gone for good"
+    )]
     Foreign {
         /// Which.
         dir: PathBuf,
@@ -44,7 +48,9 @@ pub enum ClaimError {
         cluster: String,
     },
     /// The identity file cannot be understood.
-    #[error("{path} is damaged ({what}): restore it, or remove the whole state directory and let the node join anew")]
+    #[error(
+        "{path} is damaged ({what}): restore it, or remove the whole state directory and let the node join anew"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -88,7 +94,8 @@ impl Claim {
             move |source: std::io::Error| ClaimError::Io { what, path, source }
         };
         fs::create_dir_all(dir).map_err(io("create state directory", dir))?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io("protect state directory", dir))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+            .map_err(io("protect state directory", dir))?;
         let lock_path = dir.join("lock");
         let file = OpenOptions::new()
             .read(true)
@@ -104,16 +111,28 @@ impl Claim {
                 let mut pid = String::new();
                 // The number is only a help for the reader of the message.
                 let _ = file.read_to_string(&mut pid);
-                return Err(ClaimError::InUse { dir: dir.to_owned(), pid: pid.trim().to_owned() });
+                return Err(ClaimError::InUse {
+                    dir: dir.to_owned(),
+                    pid: pid.trim().to_owned(),
+                });
             }
             Err((_, e)) => return Err(io("lock", &lock_path)(e.into())),
         };
         lock.set_len(0).map_err(io("write", &lock_path))?;
-        lock.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(io("write", &lock_path))?;
+        lock.write_all(format!("{}\n", std::process::id()).as_bytes())
+            .map_err(io("write", &lock_path))?;
 
-        let mine = Identity { cluster: cluster.to_owned(), node: name.to_owned(), id: id.0 };
+        let mine = Identity {
+            cluster: cluster.to_owned(),
+            node: name.to_owned(),
+            id: id.0,
+        };
         let fresh = identity(dir, &mine)?;
-        Ok(Self { dir: dir.to_owned(), lock, fresh })
+        Ok(Self {
+            dir: dir.to_owned(),
+            lock,
+            fresh,
+        })
     }
 
     /// The directory.
@@ -141,11 +160,18 @@ impl Claim {
 /// Checks the identity file, or writes it. True if it was missing.
 fn identity(dir: &Path, mine: &Identity) -> Result<bool, ClaimError> {
     let path = dir.join("identity.json");
-    let io = |what, path: &Path, source| ClaimError::Io { what, path: path.to_owned(), source };
+    let io = |what, path: &Path, source| ClaimError::Io {
+        what,
+        path: path.to_owned(),
+        source,
+    };
     match fs::read(&path) {
         Ok(bytes) => {
-            let found: Identity = serde_json::from_slice(&bytes)
-                .map_err(|e| ClaimError::Damaged { path: path.clone(), what: e.to_string() })?;
+            let found: Identity =
+                serde_json::from_slice(&bytes).map_err(|e| ClaimError::Damaged {
+                    path: path.clone(),
+                    what: e.to_string(),
+                })?;
             if found == *mine {
                 return Ok(false);
             }
@@ -171,7 +197,12 @@ fn identity(dir: &Path, mine: &Identity) -> Result<bool, ClaimError> {
 /// Writes a small file so that after a crash it is there whole or not at all.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let new = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
@@ -198,9 +229,16 @@ mod tests {
         let e = Claim::take(dir.path(), "demo", "a", NodeId(0)).unwrap_err();
         assert!(matches!(e, ClaimError::InUse { .. }), "{e}");
         let text = e.to_string();
-        assert!(text.contains(&std::process::id().to_string()) && text.contains("--state-dir"), "{text}");
+        assert!(
+            text.contains(&std::process::id().to_string()) && text.contains("--state-dir"),
+            "{text}"
+        );
         drop(first);
-        assert!(!Claim::take(dir.path(), "demo", "a", NodeId(0)).unwrap().fresh());
+        assert!(
+            !Claim::take(dir.path(), "demo", "a", NodeId(0))
+                .unwrap()
+                .fresh()
+        );
     }
 
     #[test]

@@ -13,7 +13,9 @@ pub fn now() -> Now {
 
 /// Milliseconds since 1970, for people only: nothing is decided by it.
 pub fn wall_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
 }
 
 /// A random number, never zero.

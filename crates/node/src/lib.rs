@@ -6,8 +6,9 @@
 //!
 //! Nothing that decides about data, roles or leases lives here.
 
+pub mod api_types;
 pub mod claim;
 pub mod clock;
 pub mod net;
 pub mod timeline;
-pub mod api_types;
+pub mod volume;

@@ -52,7 +52,10 @@ impl Timeline {
         } else {
             tracing::info!("[{ms} ms] {resource} {kind}: {text}");
         }
-        let mut inner = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut inner = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         inner.next += 1;
         let entry = Entry {
             number: inner.next,
@@ -70,8 +73,16 @@ impl Timeline {
 
     /// All kept entries with a number above `after`, oldest first.
     pub fn since(&self, after: u64) -> Vec<Entry> {
-        let inner = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        inner.entries.iter().filter(|e| e.number > after).cloned().collect()
+        let inner = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        inner
+            .entries
+            .iter()
+            .filter(|e| e.number > after)
+            .cloned()
+            .collect()
     }
 }
 

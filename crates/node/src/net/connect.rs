@@ -46,8 +46,12 @@ fn set_options(stream: &TcpStream) -> std::io::Result<()> {
 
 fn set_user_timeout(stream: &TcpStream, ms: u32) -> std::io::Result<()> {
     use nix::sys::socket::{setsockopt, sockopt};
-    setsockopt(&stream.as_fd(), sockopt::TcpUserTimeout, &ms)
-        .map_err(|e| std::io::Error::other(format!("TCP_USER_TIMEOUT on socket {}: {e}", stream.as_raw_fd())))
+    setsockopt(&stream.as_fd(), sockopt::TcpUserTimeout, &ms).map_err(|e| {
+        std::io::Error::other(format!(
+            "TCP_USER_TIMEOUT on socket {}: {e}",
+            stream.as_raw_fd()
+        ))
+    })
 }
 
 /// Dials a node from this node's own address and proves who is calling.
@@ -58,7 +62,11 @@ pub async fn dial(
     ask: Ask,
 ) -> Result<TcpStream, ConnectError> {
     let connect = async {
-        let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let socket = if to.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         if let Some(from) = from {
             socket.bind(SocketAddr::new(from, 0))?;
         }
@@ -68,7 +76,8 @@ pub async fn dial(
         .await
         .map_err(|_| ConnectError::Timeout(CONNECT_MS_MAX))??;
     set_options(&stream)?;
-    let (shake, first) = Handshake::dial(cred.key.clone(), cred.cluster, ask, clock::random_bytes());
+    let (shake, first) =
+        Handshake::dial(cred.key.clone(), cred.cluster, ask, clock::random_bytes());
     let run = async {
         stream.write_all(&first).await?;
         drive(&mut stream, shake, |_| Ok(())).await
@@ -86,10 +95,18 @@ pub async fn accept(
     known: impl FnOnce(&Ask) -> Result<(), Refused>,
 ) -> Result<Ask, ConnectError> {
     set_options(stream)?;
-    let shake = Handshake::listen(cred.key.clone(), cred.cluster, cred.me, clock::random_bytes());
-    timeout(Duration::from_millis(HANDSHAKE_MS_MAX), drive(stream, shake, known))
-        .await
-        .map_err(|_| ConnectError::Timeout(HANDSHAKE_MS_MAX))?
+    let shake = Handshake::listen(
+        cred.key.clone(),
+        cred.cluster,
+        cred.me,
+        clock::random_bytes(),
+    );
+    timeout(
+        Duration::from_millis(HANDSHAKE_MS_MAX),
+        drive(stream, shake, known),
+    )
+    .await
+    .map_err(|_| ConnectError::Timeout(HANDSHAKE_MS_MAX))?
 }
 
 async fn drive(
@@ -101,7 +118,11 @@ async fn drive(
     loop {
         let mut bytes = vec![0; shake.want()];
         stream.read_exact(&mut bytes).await?;
-        let step = shake.feed(&bytes, |ask| known.take().map_or(Err(Refused::NotHoldfast), |known| known(ask)));
+        let step = shake.feed(&bytes, |ask| {
+            known
+                .take()
+                .map_or(Err(Refused::NotHoldfast), |known| known(ask))
+        });
         match step {
             Step::Continue(out) => stream.write_all(&out).await?,
             Step::Done(out, ask) => {

@@ -35,7 +35,9 @@ pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
 }
 
 /// Reads one message. `Ok(None)` is the orderly end of the stream.
-pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<T>> {
+pub async fn read<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<T>> {
     let mut head = [0; HEAD_BYTES];
     let first = stream.read(&mut head).await?;
     if first == 0 {
@@ -45,23 +47,31 @@ pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) ->
     let len = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
     let crc = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
     if len > MESSAGE_BYTES_MAX {
-        return Err(bad(format!("a frame of {len} bytes, the limit is {MESSAGE_BYTES_MAX}")));
+        return Err(bad(format!(
+            "a frame of {len} bytes, the limit is {MESSAGE_BYTES_MAX}"
+        )));
     }
     let mut body = vec![0; len];
     stream.read_exact(&mut body).await?;
     if crc32fast::hash(&body) != crc {
         return Err(bad("a frame with a wrong checksum".into()));
     }
-    let (message, used) =
-        bincode::serde::decode_from_slice(&body, CONFIG).map_err(|e| bad(format!("a frame that is no message: {e}")))?;
+    let (message, used) = bincode::serde::decode_from_slice(&body, CONFIG)
+        .map_err(|e| bad(format!("a frame that is no message: {e}")))?;
     if used != len {
-        return Err(bad(format!("{} bytes after the end of a message", len - used)));
+        return Err(bad(format!(
+            "{} bytes after the end of a message",
+            len - used
+        )));
     }
     Ok(Some(message))
 }
 
 fn bad(what: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("control connection: the peer sent {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("control connection: the peer sent {what}"),
+    )
 }
 
 #[cfg(test)]
@@ -69,7 +79,9 @@ mod tests {
     use super::*;
 
     fn read_all(bytes: &[u8]) -> io::Result<Option<(u32, String)>> {
-        let rt = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let rt = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
         rt.block_on(async { read(&mut &bytes[..]).await })
     }
 
@@ -101,10 +113,19 @@ mod tests {
 
     #[test]
     fn bytes_after_a_message_are_refused() {
-        let body = [bincode::serde::encode_to_vec((1_u32, "x"), CONFIG).unwrap(), vec![0]].concat();
+        let body = [
+            bincode::serde::encode_to_vec((1_u32, "x"), CONFIG).unwrap(),
+            vec![0],
+        ]
+        .concat();
         let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
         bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
         bytes.extend_from_slice(&body);
-        assert!(read_all(&bytes).unwrap_err().to_string().contains("after the end"));
+        assert!(
+            read_all(&bytes)
+                .unwrap_err()
+                .to_string()
+                .contains("after the end")
+        );
     }
 }

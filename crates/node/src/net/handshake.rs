@@ -59,7 +59,8 @@ impl Key {
     }
 
     fn proof(&self, label: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
         mac.update(label);
         for part in parts {
             mac.update(part);
@@ -149,13 +150,19 @@ pub enum Refused {
     #[error("the other node belongs to another cluster: compare `name` in both cluster.toml files")]
     Cluster,
     /// Its proof is wrong.
-    #[error("the two nodes do not have the same cluster secret: compare `secret` in both cluster.toml files")]
+    #[error(
+        "the two nodes do not have the same cluster secret: compare `secret` in both cluster.toml files"
+    )]
     Secret,
     /// It asked for a node with another number.
-    #[error("the connection was meant for another node: compare the nodes' addresses in both cluster.toml files")]
+    #[error(
+        "the connection was meant for another node: compare the nodes' addresses in both cluster.toml files"
+    )]
     WrongNode,
     /// It says it is a node that the configuration does not have, or this very node.
-    #[error("the other node is not in this node's configuration: compare the node lists in both cluster.toml files")]
+    #[error(
+        "the other node is not in this node's configuration: compare the node lists in both cluster.toml files"
+    )]
     UnknownNode,
     /// A purpose this version does not know.
     #[error("the other node asked for something unknown")]
@@ -278,7 +285,13 @@ fn decode_ask(b: &[u8], cluster: ClusterId) -> Result<Ask, Refused> {
     }
     let u64_at = |i: usize| u64::from_le_bytes(b[i..i + 8].try_into().expect("eight bytes"));
     let purpose = Purpose::decode(b[18], u64_at(24)).ok_or(Refused::UnknownPurpose)?;
-    Ok(Ask { from: NodeId(b[16]), to: NodeId(b[17]), purpose, connection: u64_at(32), boot: u64_at(40) })
+    Ok(Ask {
+        from: NodeId(b[16]),
+        to: NodeId(b[17]),
+        purpose,
+        connection: u64_at(32),
+        boot: u64_at(40),
+    })
 }
 
 /// What one step of a handshake asks its driver to do.
@@ -301,7 +314,11 @@ enum State {
     /// Listener: waiting for the question.
     Ask { nonce: [u8; NONCE_BYTES] },
     /// Listener: waiting for the proof.
-    Prove { ask: Ask, asked: Vec<u8>, answered: Vec<u8> },
+    Prove {
+        ask: Ask,
+        asked: Vec<u8>,
+        answered: Vec<u8>,
+    },
     /// Over.
     Over,
 }
@@ -322,15 +339,40 @@ const LISTENER: &[u8] = b"holdfast listener proof";
 
 impl Handshake {
     /// The dialling side, and the first bytes to send.
-    pub fn dial(key: Key, cluster: ClusterId, ask: Ask, nonce: [u8; NONCE_BYTES]) -> (Self, Vec<u8>) {
+    pub fn dial(
+        key: Key,
+        cluster: ClusterId,
+        ask: Ask,
+        nonce: [u8; NONCE_BYTES],
+    ) -> (Self, Vec<u8>) {
         let sent = message(Kind::Ask, 0, &encode_ask(&ask, cluster, nonce));
-        let state = State::Answer { ask, sent: sent.clone() };
-        (Self { key, cluster, me: ask.from, state, body: None, got: Vec::new() }, sent)
+        let state = State::Answer {
+            ask,
+            sent: sent.clone(),
+        };
+        (
+            Self {
+                key,
+                cluster,
+                me: ask.from,
+                state,
+                body: None,
+                got: Vec::new(),
+            },
+            sent,
+        )
     }
 
     /// The listening side.
     pub fn listen(key: Key, cluster: ClusterId, me: NodeId, nonce: [u8; NONCE_BYTES]) -> Self {
-        Self { key, cluster, me, state: State::Ask { nonce }, body: None, got: Vec::new() }
+        Self {
+            key,
+            cluster,
+            me,
+            state: State::Ask { nonce },
+            body: None,
+            got: Vec::new(),
+        }
     }
 
     /// How many bytes the next [`Handshake::feed`] takes. Zero once it is over.
@@ -358,7 +400,11 @@ impl Handshake {
         }
     }
 
-    fn step(&mut self, bytes: &[u8], known: impl FnOnce(&Ask) -> Result<(), Refused>) -> Result<Step, Refused> {
+    fn step(
+        &mut self,
+        bytes: &[u8],
+        known: impl FnOnce(&Ask) -> Result<(), Refused>,
+    ) -> Result<Step, Refused> {
         let kind = match self.state {
             State::Answer { .. } => Kind::Answer,
             State::Accept { .. } => Kind::Accept,
@@ -385,7 +431,11 @@ impl Handshake {
     }
 
     /// A whole message has arrived.
-    fn complete(&mut self, whole: &[u8], known: impl FnOnce(&Ask) -> Result<(), Refused>) -> Result<Step, Refused> {
+    fn complete(
+        &mut self,
+        whole: &[u8],
+        known: impl FnOnce(&Ask) -> Result<(), Refused>,
+    ) -> Result<Step, Refused> {
         let body = &whole[PREFIX_BYTES..];
         match &self.state {
             State::Ask { nonce } => {
@@ -397,10 +447,18 @@ impl Handshake {
                 known(&ask)?;
                 let mut answer = [0; ANSWER_BYTES];
                 answer[..32].copy_from_slice(&nonce);
-                let proof = self.key.proof(LISTENER, &[whole, &nonce]).finalize().into_bytes();
+                let proof = self
+                    .key
+                    .proof(LISTENER, &[whole, &nonce])
+                    .finalize()
+                    .into_bytes();
                 answer[32..].copy_from_slice(&proof);
                 let answered = message(Kind::Answer, 0, &answer);
-                self.state = State::Prove { ask, asked: whole.to_vec(), answered: answered.clone() };
+                self.state = State::Prove {
+                    ask,
+                    asked: whole.to_vec(),
+                    answered: answered.clone(),
+                };
                 Ok(Step::Continue(answered))
             }
             State::Answer { ask, sent } => {
@@ -409,17 +467,31 @@ impl Handshake {
                     return Err(Refused::NotHoldfast);
                 }
                 let (nonce, proof) = body.split_at(NONCE_BYTES);
-                self.key.proof(LISTENER, &[sent, nonce]).verify_slice(proof).map_err(|_| Refused::Secret)?;
-                let mine = self.key.proof(DIALER, &[sent, whole]).finalize().into_bytes();
+                self.key
+                    .proof(LISTENER, &[sent, nonce])
+                    .verify_slice(proof)
+                    .map_err(|_| Refused::Secret)?;
+                let mine = self
+                    .key
+                    .proof(DIALER, &[sent, whole])
+                    .finalize()
+                    .into_bytes();
                 self.state = State::Accept { ask };
                 Ok(Step::Continue(message(Kind::Prove, 0, &mine)))
             }
-            State::Prove { ask, asked, answered } => {
+            State::Prove {
+                ask,
+                asked,
+                answered,
+            } => {
                 let ask = *ask;
                 if body.len() != PROVE_BYTES {
                     return Err(Refused::NotHoldfast);
                 }
-                self.key.proof(DIALER, &[asked, answered]).verify_slice(body).map_err(|_| Refused::Secret)?;
+                self.key
+                    .proof(DIALER, &[asked, answered])
+                    .verify_slice(body)
+                    .map_err(|_| Refused::Secret)?;
                 self.state = State::Over;
                 Ok(Step::Done(message(Kind::Accept, 0, &[]), ask))
             }

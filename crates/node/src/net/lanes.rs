@@ -74,7 +74,11 @@ impl fmt::Debug for Command {
         match self {
             Self::Serve { volume, .. } => write!(f, "Serve({volume})"),
             Self::Forget { volume } => write!(f, "Forget({volume})"),
-            Self::Lost { volume, peer, connection } => write!(f, "Lost({volume}, {peer}, {connection:x})"),
+            Self::Lost {
+                volume,
+                peer,
+                connection,
+            } => write!(f, "Lost({volume}, {peer}, {connection:x})"),
             Self::Isolate(on) => write!(f, "Isolate({on})"),
         }
     }
@@ -94,24 +98,32 @@ impl Lanes {
         bind: Option<IpAddr>,
         troubles: Troubles,
     ) -> std::io::Result<(Self, SocketAddr)> {
-        let listener = std::net::TcpListener::bind(listen)
-            .map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen for peer lanes on {listen}: {e}")))?;
+        let listener = std::net::TcpListener::bind(listen).map_err(|e| {
+            std::io::Error::new(
+                e.kind(),
+                format!("cannot listen for peer lanes on {listen}: {e}"),
+            )
+        })?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let (tx, rx) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("lanes".into()).spawn(move || {
-            let shared = Rc::new(Shared {
-                cred,
-                bind,
-                troubles,
-                volumes: RefCell::new(BTreeMap::new()),
-                half: RefCell::new(BTreeMap::new()),
-                isolated: Cell::new(false),
-                handshakes: Cell::new(0),
-            });
-            LocalSet::new().block_on(&runtime, run(shared, listener, rx));
-        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        std::thread::Builder::new()
+            .name("lanes".into())
+            .spawn(move || {
+                let shared = Rc::new(Shared {
+                    cred,
+                    bind,
+                    troubles,
+                    volumes: RefCell::new(BTreeMap::new()),
+                    half: RefCell::new(BTreeMap::new()),
+                    isolated: Cell::new(false),
+                    handshakes: Cell::new(0),
+                });
+                LocalSet::new().block_on(&runtime, run(shared, listener, rx));
+            })?;
         Ok((Self { tx }, address))
     }
 
@@ -152,7 +164,11 @@ struct Shared {
     handshakes: Cell<usize>,
 }
 
-async fn run(shared: Rc<Shared>, listener: std::net::TcpListener, mut rx: mpsc::UnboundedReceiver<Command>) {
+async fn run(
+    shared: Rc<Shared>,
+    listener: std::net::TcpListener,
+    mut rx: mpsc::UnboundedReceiver<Command>,
+) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(e) => {
@@ -190,24 +206,55 @@ async fn run(shared: Rc<Shared>, listener: std::net::TcpListener, mut rx: mpsc::
 
 fn handle(shared: &Rc<Shared>, command: Command) {
     match command {
-        Command::Serve { volume, name, peers, sink } => {
+        Command::Serve {
+            volume,
+            name,
+            peers,
+            sink,
+        } => {
             let peers: BTreeMap<NodeId, PeerEntry> = peers
                 .into_iter()
-                .map(|(id, name, address)| (id, PeerEntry { name, address, live: None, dialling: None }))
+                .map(|(id, name, address)| {
+                    (
+                        id,
+                        PeerEntry {
+                            name,
+                            address,
+                            live: None,
+                            dialling: None,
+                        },
+                    )
+                })
                 .collect();
             let ids: Vec<NodeId> = peers.keys().copied().collect();
-            shared.volumes.borrow_mut().insert(volume, VolumeEntry { name, peers, sink });
+            shared
+                .volumes
+                .borrow_mut()
+                .insert(volume, VolumeEntry { name, peers, sink });
             for peer in ids {
                 dial(shared, volume, peer);
             }
         }
         Command::Forget { volume } => {
             if let Some(entry) = shared.volumes.borrow_mut().remove(&volume) {
-                entry.peers.into_values().filter_map(|p| p.dialling).for_each(|task| task.abort());
+                entry
+                    .peers
+                    .into_values()
+                    .filter_map(|p| p.dialling)
+                    .for_each(|task| task.abort());
             }
         }
-        Command::Lost { volume, peer, connection } => {
-            if let Some(entry) = shared.volumes.borrow_mut().get_mut(&volume).and_then(|v| v.peers.get_mut(&peer)) {
+        Command::Lost {
+            volume,
+            peer,
+            connection,
+        } => {
+            if let Some(entry) = shared
+                .volumes
+                .borrow_mut()
+                .get_mut(&volume)
+                .and_then(|v| v.peers.get_mut(&peer))
+            {
                 if entry.live != Some(connection) {
                     return;
                 }
@@ -228,10 +275,19 @@ fn dial(shared: &Rc<Shared>, volume: VolumeId, peer: NodeId) {
         return;
     }
     let mut volumes = shared.volumes.borrow_mut();
-    let Some(v) = volumes.get_mut(&volume) else { return };
+    let Some(v) = volumes.get_mut(&volume) else {
+        return;
+    };
     let volume_name = v.name.clone();
-    let Some(entry) = v.peers.get_mut(&peer) else { return };
-    if entry.live.is_some() || entry.dialling.as_ref().is_some_and(|task| !task.is_finished()) {
+    let Some(entry) = v.peers.get_mut(&peer) else {
+        return;
+    };
+    if entry.live.is_some()
+        || entry
+            .dialling
+            .as_ref()
+            .is_some_and(|task| !task.is_finished())
+    {
         return;
     }
     let who = trouble_key(&volume_name, &entry.name);
@@ -264,26 +320,50 @@ pub fn trouble_key(volume: &str, peer: &str) -> String {
 fn report(troubles: &Troubles, who: &str, e: &ConnectError) {
     if troubles.set(who, &e.to_string()) {
         match e {
-            ConnectError::Refused(why) if !why.passing() => tracing::warn!("lanes {who}: refused: {why}"),
+            ConnectError::Refused(why) if !why.passing() => {
+                tracing::warn!("lanes {who}: refused: {why}")
+            }
             _ => tracing::info!("lanes {who}: {e}"),
         }
     }
 }
 
-async fn dial_pair(shared: &Shared, to: SocketAddr, volume: VolumeId, peer: NodeId) -> Result<Pair, ConnectError> {
+async fn dial_pair(
+    shared: &Shared,
+    to: SocketAddr,
+    volume: VolumeId,
+    peer: NodeId,
+) -> Result<Pair, ConnectError> {
     let connection = clock::random_u64();
-    let ask =
-        Ask { from: shared.cred.me, to: peer, purpose: Purpose::WriteLane(volume), connection, boot: shared.cred.boot };
+    let ask = Ask {
+        from: shared.cred.me,
+        to: peer,
+        purpose: Purpose::WriteLane(volume),
+        connection,
+        boot: shared.cred.boot,
+    };
     let write = connect::dial(&shared.cred, shared.bind, to, ask).await?;
-    let ask = Ask { purpose: Purpose::BulkLane(volume), ..ask };
+    let ask = Ask {
+        purpose: Purpose::BulkLane(volume),
+        ..ask
+    };
     let bulk = connect::dial(&shared.cred, shared.bind, to, ask).await?;
-    Ok(Pair { peer, connection, write: write.into_std()?, bulk: bulk.into_std()? })
+    Ok(Pair {
+        peer,
+        connection,
+        write: write.into_std()?,
+        bulk: bulk.into_std()?,
+    })
 }
 
 fn hand_over(shared: &Rc<Shared>, volume: VolumeId, pair: Pair) {
     let mut volumes = shared.volumes.borrow_mut();
-    let Some(v) = volumes.get_mut(&volume) else { return };
-    let Some(entry) = v.peers.get_mut(&pair.peer) else { return };
+    let Some(v) = volumes.get_mut(&volume) else {
+        return;
+    };
+    let Some(entry) = v.peers.get_mut(&pair.peer) else {
+        return;
+    };
     entry.live = Some(pair.connection);
     entry.dialling = None;
     if !(v.sink)(pair) {
@@ -299,12 +379,20 @@ async fn accepted_one(shared: &Rc<Shared>, mut stream: TcpStream, from: SocketAd
         };
         let volumes = shared.volumes.borrow();
         let v = volumes.get(&volume).ok_or(Refused::NoVolume)?;
-        if ask.from < shared.cred.me && v.peers.contains_key(&ask.from) { Ok(()) } else { Err(Refused::UnknownNode) }
+        if ask.from < shared.cred.me && v.peers.contains_key(&ask.from) {
+            Ok(())
+        } else {
+            Err(Refused::UnknownNode)
+        }
     };
     let ask = match connect::accept(&shared.cred, &mut stream, known).await {
         Ok(ask) => ask,
         Err(ConnectError::Refused(why)) => {
-            if shared.troubles.set(&format!("from {}", from.ip()), &why.to_string()) && !why.passing() {
+            if shared
+                .troubles
+                .set(&format!("from {}", from.ip()), &why.to_string())
+                && !why.passing()
+            {
                 tracing::warn!("lanes: connection from {from} refused: {why}");
             }
             return;
@@ -315,11 +403,19 @@ async fn accepted_one(shared: &Rc<Shared>, mut stream: TcpStream, from: SocketAd
         }
     };
     shared.troubles.clear(&format!("from {}", from.ip()));
-    let (Purpose::WriteLane(volume) | Purpose::BulkLane(volume)) = ask.purpose else { return };
+    let (Purpose::WriteLane(volume) | Purpose::BulkLane(volume)) = ask.purpose else {
+        return;
+    };
     let key = (ask.from, volume, ask.connection);
     let other = shared.half.borrow_mut().remove(&key);
     let Some(other) = other else {
-        shared.half.borrow_mut().insert(key, Half { purpose: ask.purpose, stream });
+        shared.half.borrow_mut().insert(
+            key,
+            Half {
+                purpose: ask.purpose,
+                stream,
+            },
+        );
         let shared = shared.clone();
         tokio::task::spawn_local(async move {
             // The second lane comes within one handshake, or never.
@@ -329,7 +425,10 @@ async fn accepted_one(shared: &Rc<Shared>, mut stream: TcpStream, from: SocketAd
         return;
     };
     if other.purpose == ask.purpose {
-        tracing::warn!("lanes: {} opened the same lane of volume {volume} twice; both are closed", ask.from);
+        tracing::warn!(
+            "lanes: {} opened the same lane of volume {volume} twice; both are closed",
+            ask.from
+        );
         return;
     }
     let (write, bulk) = match ask.purpose {
@@ -338,7 +437,16 @@ async fn accepted_one(shared: &Rc<Shared>, mut stream: TcpStream, from: SocketAd
     };
     match (write.into_std(), bulk.into_std()) {
         (Ok(write), Ok(bulk)) => {
-            hand_over(shared, volume, Pair { peer: ask.from, connection: ask.connection, write, bulk });
+            hand_over(
+                shared,
+                volume,
+                Pair {
+                    peer: ask.from,
+                    connection: ask.connection,
+                    write,
+                    bulk,
+                },
+            );
         }
         (Err(e), _) | (_, Err(e)) => tracing::warn!("lanes: {e}"),
     }

@@ -128,7 +128,9 @@ impl<M: Serialize + DeserializeOwned + Send + 'static> Mesh<M> {
             return false;
         }
         let mut live = self.0.live();
-        let Some(connection) = live.get(&to) else { return false };
+        let Some(connection) = live.get(&to) else {
+            return false;
+        };
         let bytes = match framing::encode(message) {
             Ok(bytes) => bytes,
             Err(e) => {
@@ -137,7 +139,9 @@ impl<M: Serialize + DeserializeOwned + Send + 'static> Mesh<M> {
             }
         };
         if connection.outbox.try_send(bytes).is_err() {
-            tracing::warn!("control connection to {to}: {OUTBOX_MESSAGES_MAX} messages behind, closed");
+            tracing::warn!(
+                "control connection to {to}: {OUTBOX_MESSAGES_MAX} messages behind, closed"
+            );
             live.remove(&to);
             return false;
         }
@@ -160,10 +164,15 @@ impl<M: Serialize + DeserializeOwned + Send + 'static> Mesh<M> {
 
 impl<M> Shared<M> {
     fn live(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Live>> {
-        self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.live
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
     fn name(&self, id: NodeId) -> &str {
-        self.peers.iter().find(|p| p.id == id).map_or("?", |p| &p.name)
+        self.peers
+            .iter()
+            .find(|p| p.id == id)
+            .map_or("?", |p| &p.name)
     }
 }
 
@@ -172,7 +181,10 @@ pub fn trouble_key(peer: &str) -> String {
     format!("control/{peer}")
 }
 
-async fn keep_dialling<M: Serialize + DeserializeOwned + Send + 'static>(shared: Arc<Shared<M>>, peer: Peer) {
+async fn keep_dialling<M: Serialize + DeserializeOwned + Send + 'static>(
+    shared: Arc<Shared<M>>,
+    peer: Peer,
+) {
     let mut backoff = Backoff::new();
     let who = trouble_key(&peer.name);
     while !shared.events.is_closed() {
@@ -206,7 +218,10 @@ async fn keep_dialling<M: Serialize + DeserializeOwned + Send + 'static>(shared:
     }
 }
 
-async fn listen<M: Serialize + DeserializeOwned + Send + 'static>(shared: Arc<Shared<M>>, listener: TcpListener) {
+async fn listen<M: Serialize + DeserializeOwned + Send + 'static>(
+    shared: Arc<Shared<M>>,
+    listener: TcpListener,
+) {
     loop {
         let (mut stream, from) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -219,14 +234,18 @@ async fn listen<M: Serialize + DeserializeOwned + Send + 'static>(shared: Arc<Sh
             },
             () = shared.events.closed() => return,
         };
-        if *shared.isolated.borrow() || shared.handshakes.load(Ordering::Relaxed) >= HANDSHAKES_MAX {
+        if *shared.isolated.borrow() || shared.handshakes.load(Ordering::Relaxed) >= HANDSHAKES_MAX
+        {
             continue;
         }
         let shared = shared.clone();
         shared.handshakes.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             let known = |ask: &Ask| match ask.purpose {
-                Purpose::Control if ask.from < shared.cred.me && shared.peers.iter().any(|p| p.id == ask.from) => {
+                Purpose::Control
+                    if ask.from < shared.cred.me
+                        && shared.peers.iter().any(|p| p.id == ask.from) =>
+                {
                     Ok(())
                 }
                 Purpose::Control => Err(Refused::UnknownNode),
@@ -262,11 +281,26 @@ async fn serve<M: Serialize + DeserializeOwned + Send + 'static>(
     let (outbox, mut outgoing) = mpsc::channel::<Vec<u8>>(OUTBOX_MESSAGES_MAX);
     let (end, mut ended) = watch::channel(());
     let number = clock::random_u64();
-    let replaced = shared.live().insert(peer, Live { number, outbox, _end: end }).is_some();
+    let replaced = shared
+        .live()
+        .insert(
+            peer,
+            Live {
+                number,
+                outbox,
+                _end: end,
+            },
+        )
+        .is_some();
     if replaced {
         let _ = shared.events.send(MeshEvent::Down { node: peer }).await;
     }
-    if shared.events.send(MeshEvent::Up { node: peer, boot }).await.is_err() {
+    if shared
+        .events
+        .send(MeshEvent::Up { node: peer, boot })
+        .await
+        .is_err()
+    {
         return;
     }
     tracing::debug!("control connection to {} is up", shared.name(peer));
@@ -277,7 +311,15 @@ async fn serve<M: Serialize + DeserializeOwned + Send + 'static>(
             match framing::read::<M>(&mut read).await {
                 Ok(Some(_)) if *shared.isolated.borrow() => {}
                 Ok(Some(message)) => {
-                    if shared.events.send(MeshEvent::Message { from: peer, message }).await.is_err() {
+                    if shared
+                        .events
+                        .send(MeshEvent::Message {
+                            from: peer,
+                            message,
+                        })
+                        .await
+                        .is_err()
+                    {
                         return "the daemon stops".to_owned();
                     }
                 }

@@ -53,16 +53,27 @@ pub struct Troubles(Arc<Mutex<BTreeMap<String, String>>>);
 impl Troubles {
     /// Notes trouble with `who`. True if it is news: the caller logs it then, and only then.
     pub fn set(&self, who: &str, what: &str) -> bool {
-        let mut map = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        map.insert(who.to_owned(), what.to_owned()).is_none_or(|old| old != what)
+        let mut map = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        map.insert(who.to_owned(), what.to_owned())
+            .is_none_or(|old| old != what)
     }
     /// The trouble with `who` is over.
     pub fn clear(&self, who: &str) {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(who);
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .remove(who);
     }
     /// The trouble with `who`, if any.
     pub fn get(&self, who: &str) -> Option<String> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(who).cloned()
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .get(who)
+            .cloned()
     }
 }
 

@@ -5,7 +5,13 @@ use super::*;
 const CLUSTER: &str = "demo";
 
 fn ask() -> Ask {
-    Ask { from: NodeId(0), to: NodeId(2), purpose: Purpose::WriteLane(VolumeId(7)), connection: 99, boot: 5 }
+    Ask {
+        from: NodeId(0),
+        to: NodeId(2),
+        purpose: Purpose::WriteLane(VolumeId(7)),
+        connection: 99,
+        boot: 5,
+    }
 }
 
 fn key(secret: &str, cluster: &str) -> Key {
@@ -50,7 +56,10 @@ fn run(
             ends.0 = end;
         }
     }
-    (ends.0.expect("the dialer came to an end"), ends.1.expect("the listener came to an end"))
+    (
+        ends.0.expect("the dialer came to an end"),
+        ends.1.expect("the listener came to an end"),
+    )
 }
 
 fn both(
@@ -59,8 +68,12 @@ fn both(
     me: u8,
     known: Result<(), Refused>,
 ) -> (Result<Ask, Refused>, Result<Ask, Refused>) {
-    let (d, first) =
-        Handshake::dial(key(secrets[0], clusters[0]), ClusterId::of_name(clusters[0]), ask(), [3; NONCE_BYTES]);
+    let (d, first) = Handshake::dial(
+        key(secrets[0], clusters[0]),
+        ClusterId::of_name(clusters[0]),
+        ask(),
+        [3; NONCE_BYTES],
+    );
     let l = Handshake::listen(
         key(secrets[1], clusters[1]),
         ClusterId::of_name(clusters[1]),
@@ -72,29 +85,44 @@ fn both(
 
 #[test]
 fn equal_secrets_agree_on_what_the_connection_is() {
-    assert_eq!(both(["s", "s"], [CLUSTER; 2], 2, Ok(())), (Ok(ask()), Ok(ask())));
+    assert_eq!(
+        both(["s", "s"], [CLUSTER; 2], 2, Ok(())),
+        (Ok(ask()), Ok(ask()))
+    );
 }
 
 #[test]
 fn another_secret_is_refused_on_both_sides_with_the_same_text() {
-    assert_eq!(both(["s", "t"], [CLUSTER; 2], 2, Ok(())), (Err(Refused::Secret), Err(Refused::Secret)));
+    assert_eq!(
+        both(["s", "t"], [CLUSTER; 2], 2, Ok(())),
+        (Err(Refused::Secret), Err(Refused::Secret))
+    );
     assert!(Refused::Secret.to_string().contains("cluster secret"));
 }
 
 #[test]
 fn another_cluster_is_refused_before_any_proof() {
-    assert_eq!(both(["s", "s"], [CLUSTER, "prod"], 2, Ok(())), (Err(Refused::Cluster), Err(Refused::Cluster)));
+    assert_eq!(
+        both(["s", "s"], [CLUSTER, "prod"], 2, Ok(())),
+        (Err(Refused::Cluster), Err(Refused::Cluster))
+    );
 }
 
 #[test]
 fn a_connection_meant_for_another_node_is_refused() {
-    assert_eq!(both(["s", "s"], [CLUSTER; 2], 1, Ok(())), (Err(Refused::WrongNode), Err(Refused::WrongNode)));
+    assert_eq!(
+        both(["s", "s"], [CLUSTER; 2], 1, Ok(())),
+        (Err(Refused::WrongNode), Err(Refused::WrongNode))
+    );
 }
 
 #[test]
 fn what_the_listener_does_not_know_is_refused() {
     for why in [Refused::UnknownNode, Refused::NoVolume] {
-        assert_eq!(both(["s", "s"], [CLUSTER; 2], 2, Err(why)), (Err(why), Err(why)));
+        assert_eq!(
+            both(["s", "s"], [CLUSTER; 2], 2, Err(why)),
+            (Err(why), Err(why))
+        );
     }
 }
 
@@ -110,7 +138,12 @@ fn another_version_is_refused_on_both_sides() {
     });
     assert_eq!(listener, Err(Refused::Version { theirs: 9 }));
     // The dialer learns it with the listener's version: both can name the two numbers.
-    assert_eq!(dialer, Err(Refused::Version { theirs: PROTOCOL_VERSION }));
+    assert_eq!(
+        dialer,
+        Err(Refused::Version {
+            theirs: PROTOCOL_VERSION
+        })
+    );
 }
 
 #[test]
@@ -130,7 +163,10 @@ fn every_changed_byte_of_question_and_proof_is_noticed() {
                     bytes[at] ^= 0x40;
                 }
             });
-            assert!(listener.is_err(), "byte {at} of message {message} changed unnoticed");
+            assert!(
+                listener.is_err(),
+                "byte {at} of message {message} changed unnoticed"
+            );
         }
     }
 }
@@ -142,12 +178,23 @@ fn a_listeners_proof_cannot_serve_as_a_dialers() {
     let mut l = Handshake::listen(key("s", CLUSTER), cluster, NodeId(2), [4; NONCE_BYTES]);
     let (p, b) = first.split_at(l.want());
     assert!(matches!(l.feed(p, |_| Ok(())), Step::Continue(_)));
-    let Step::Continue(answer) = l.feed(b, |_| Ok(())) else { panic!("refused") };
+    let Step::Continue(answer) = l.feed(b, |_| Ok(())) else {
+        panic!("refused")
+    };
     // Without the secret, all one has is the listener's own proof.
     let stolen = message(Kind::Prove, 0, &answer[PREFIX_BYTES + 32..]);
-    assert!(matches!(l.feed(&stolen[..PREFIX_BYTES], |_| Ok(())), Step::Continue(_)));
-    assert!(matches!(l.feed(&stolen[PREFIX_BYTES..], |_| Ok(())), Step::Refuse(_, Refused::Secret)));
-    assert!(matches!(d.feed(b"short", |_| Ok(())), Step::Refuse(_, Refused::NotHoldfast)));
+    assert!(matches!(
+        l.feed(&stolen[..PREFIX_BYTES], |_| Ok(())),
+        Step::Continue(_)
+    ));
+    assert!(matches!(
+        l.feed(&stolen[PREFIX_BYTES..], |_| Ok(())),
+        Step::Refuse(_, Refused::Secret)
+    ));
+    assert!(matches!(
+        d.feed(b"short", |_| Ok(())),
+        Step::Refuse(_, Refused::NotHoldfast)
+    ));
 }
 
 #[test]

@@ -11,7 +11,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn cred(me: u8, secret: &str) -> Credentials {
     let cluster = ClusterId::of_name("test");
-    Credentials { me: NodeId(me), cluster, key: Key::new(secret.as_bytes(), cluster), boot: 1 }
+    Credentials {
+        me: NodeId(me),
+        cluster,
+        key: Key::new(secret.as_bytes(), cluster),
+        boot: 1,
+    }
 }
 
 struct Side {
@@ -24,10 +29,21 @@ struct Side {
 
 fn side(me: u8, secret: &str) -> Side {
     let troubles = Troubles::default();
-    let (lanes, address) =
-        Lanes::start(cred(me, secret), "127.0.0.1:0".parse().unwrap(), None, troubles.clone()).unwrap();
+    let (lanes, address) = Lanes::start(
+        cred(me, secret),
+        "127.0.0.1:0".parse().unwrap(),
+        None,
+        troubles.clone(),
+    )
+    .unwrap();
     let (tx, pairs) = std_mpsc::channel();
-    Side { lanes, address, troubles, pairs, tx }
+    Side {
+        lanes,
+        address,
+        troubles,
+        pairs,
+        tx,
+    }
 }
 
 fn serve(s: &Side, peer: u8, to: SocketAddr) {
@@ -74,8 +90,16 @@ fn a_lost_pair_is_dialled_again_and_an_old_loss_is_ignored() {
     serve(&a, 2, b.address);
     let first = pair(&a);
     pair(&b);
-    a.lanes.tell(Command::Lost { volume: VOLUME, peer: NodeId(2), connection: first.connection ^ 1 });
-    a.lanes.tell(Command::Lost { volume: VOLUME, peer: NodeId(2), connection: first.connection });
+    a.lanes.tell(Command::Lost {
+        volume: VOLUME,
+        peer: NodeId(2),
+        connection: first.connection ^ 1,
+    });
+    a.lanes.tell(Command::Lost {
+        volume: VOLUME,
+        peer: NodeId(2),
+        connection: first.connection,
+    });
     let second = pair(&a);
     assert_ne!(first.connection, second.connection);
     assert_eq!(pair(&b).connection, second.connection);
@@ -89,7 +113,10 @@ fn a_wrong_secret_is_refused_and_said_on_both_sides() {
     serve(&a, 2, b.address);
     loop {
         if let (Some(d), Some(l)) = (a.troubles.get("r/v/n2"), b.troubles.get("from 127.0.0.1")) {
-            assert!(d.contains("cluster secret") && l.contains("cluster secret"), "{d} / {l}");
+            assert!(
+                d.contains("cluster secret") && l.contains("cluster secret"),
+                "{d} / {l}"
+            );
             break;
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -6,7 +6,12 @@ use std::time::Duration;
 
 fn cred(me: u8, secret: &str) -> Credentials {
     let cluster = ClusterId::of_name("test");
-    Credentials { me: NodeId(me), cluster, key: Key::new(secret.as_bytes(), cluster), boot: u64::from(me) }
+    Credentials {
+        me: NodeId(me),
+        cluster,
+        key: Key::new(secret.as_bytes(), cluster),
+        boot: u64::from(me),
+    }
 }
 
 fn listener() -> (std::net::TcpListener, SocketAddr) {
@@ -20,10 +25,30 @@ type Rx = mpsc::Receiver<MeshEvent<String>>;
 async fn two(secrets: [&str; 2]) -> ([(Mesh<String>, Rx); 2], [Troubles; 2]) {
     let (la, aa) = listener();
     let (lb, ab) = listener();
-    let peer = |id, name: &str, address| vec![Peer { id: NodeId(id), name: name.into(), address }];
+    let peer = |id, name: &str, address| {
+        vec![Peer {
+            id: NodeId(id),
+            name: name.into(),
+            address,
+        }]
+    };
     let troubles = [Troubles::default(), Troubles::default()];
-    let a = Mesh::start(cred(1, secrets[0]), la, None, peer(2, "b", ab), troubles[0].clone()).unwrap();
-    let b = Mesh::start(cred(2, secrets[1]), lb, None, peer(1, "a", aa), troubles[1].clone()).unwrap();
+    let a = Mesh::start(
+        cred(1, secrets[0]),
+        la,
+        None,
+        peer(2, "b", ab),
+        troubles[0].clone(),
+    )
+    .unwrap();
+    let b = Mesh::start(
+        cred(2, secrets[1]),
+        lb,
+        None,
+        peer(1, "a", aa),
+        troubles[1].clone(),
+    )
+    .unwrap();
     ([a, b], troubles)
 }
 
@@ -36,9 +61,16 @@ async fn until_up(rx: &mut Rx) {
 }
 
 fn run(f: impl Future<Output = ()>) {
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let rt = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     // Only so that a defect ends as a failure: nothing is measured.
-    rt.block_on(async { tokio::time::timeout(Duration::from_secs(60), f).await.expect("the mesh hangs") });
+    rt.block_on(async {
+        tokio::time::timeout(Duration::from_secs(60), f)
+            .await
+            .expect("the mesh hangs")
+    });
 }
 
 #[test]
@@ -52,10 +84,14 @@ fn messages_travel_both_ways_in_order() {
         }
         assert!(b.send(NodeId(1), &"back".to_owned()));
         for i in 0..100 {
-            let Some(MeshEvent::Message { from, message }) = rb.recv().await else { panic!("no message") };
+            let Some(MeshEvent::Message { from, message }) = rb.recv().await else {
+                panic!("no message")
+            };
             assert_eq!((from, message), (NodeId(1), format!("m{i}")));
         }
-        let Some(MeshEvent::Message { message, .. }) = ra.recv().await else { panic!("no message") };
+        let Some(MeshEvent::Message { message, .. }) = ra.recv().await else {
+            panic!("no message")
+        };
         assert_eq!(message, "back");
         assert!(!a.send(NodeId(3), &"nobody".to_owned()));
     });
@@ -93,7 +129,9 @@ fn an_isolated_node_is_silent_and_comes_back() {
         until_up(&mut ra).await;
         until_up(&mut rb).await;
         assert!(a.send(NodeId(2), &"here".to_owned()));
-        let Some(MeshEvent::Message { message, .. }) = rb.recv().await else { panic!("no message") };
+        let Some(MeshEvent::Message { message, .. }) = rb.recv().await else {
+            panic!("no message")
+        };
         assert_eq!(message, "here");
     });
 }
@@ -106,12 +144,18 @@ fn a_stranger_who_sends_rubbish_costs_nothing() {
             cred(2, "s"),
             la,
             None,
-            vec![Peer { id: NodeId(1), name: "a".into(), address: aa }],
+            vec![Peer {
+                id: NodeId(1),
+                name: "a".into(),
+                address: aa,
+            }],
             Troubles::default(),
         )
         .unwrap();
         let mut s = TcpStream::connect(aa).await.unwrap();
-        s.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        s.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = Vec::new();
         // It is told off and closed, whichever of the two arrives.
         let _ = tokio::io::AsyncReadExt::read_to_end(&mut s, &mut answer).await;

@@ -1,0 +1,13 @@
+//! The one thing a volume loop needs of the replicator, so that the loop can be tested with a simpler one.
+
+use holdfast_replicator::{Action, Event, Now, Status};
+
+/// A state machine as the replicator's contract describes it.
+pub trait Machine: Send {
+    /// One thing happened; what is to be done is added to `actions`.
+    fn handle(&mut self, now: Now, event: Event, actions: &mut Vec<Action>);
+    /// When it wants [`Event::Tick`].
+    fn deadline(&self) -> Option<Now>;
+    /// How it is.
+    fn status(&self) -> Status;
+}

@@ -17,7 +17,9 @@ use holdfast_wire::{Frame, Lane};
 use serde::{Deserialize, Serialize};
 
 /// Time in nanoseconds on CLOCK_BOOTTIME of this node (or the simulator's clock of it).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Now(pub u64);
 
 impl Now {

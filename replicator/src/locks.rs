@@ -39,15 +39,29 @@ pub(crate) struct RangeLocks<T> {
 
 impl<T: Copy> RangeLocks<T> {
     pub(crate) fn new() -> Self {
-        Self { entries: BTreeMap::new(), next: 1 }
+        Self {
+            entries: BTreeMap::new(),
+            next: 1,
+        }
     }
 
     /// Asks for `range`; true if it is granted at once, else `owner` comes back from a later [`Self::release`].
     pub(crate) fn acquire(&mut self, owner: T, range: BlockRange, mode: Mode) -> (LockId, bool) {
         let id = LockId(self.next);
         self.next += 1;
-        let granted = !self.entries.values().any(|e| conflicts(e.range, e.mode, range, mode));
-        self.entries.insert(id, Entry { owner, range, mode, granted });
+        let granted = !self
+            .entries
+            .values()
+            .any(|e| conflicts(e.range, e.mode, range, mode));
+        self.entries.insert(
+            id,
+            Entry {
+                owner,
+                range,
+                mode,
+                granted,
+            },
+        );
         (id, granted)
     }
 
@@ -57,13 +71,19 @@ impl<T: Copy> RangeLocks<T> {
         let waiting: Vec<LockId> = self
             .entries
             .iter()
-            .filter(|(&i, e)| i > id && !e.granted && e.range.overlaps(gone.range))
+            .filter(|(i, e)| **i > id && !e.granted && e.range.overlaps(gone.range))
             .map(|(&i, _)| i)
             .collect();
         let mut woken = Vec::new();
         for candidate in waiting {
-            let (range, mode) = { let e = &self.entries[&candidate]; (e.range, e.mode) };
-            let blocked = self.entries.range(..candidate).any(|(_, e)| conflicts(e.range, e.mode, range, mode));
+            let (range, mode) = {
+                let e = &self.entries[&candidate];
+                (e.range, e.mode)
+            };
+            let blocked = self
+                .entries
+                .range(..candidate)
+                .any(|(_, e)| conflicts(e.range, e.mode, range, mode));
             if !blocked {
                 let entry = self.entries.get_mut(&candidate).expect("just seen");
                 entry.granted = true;

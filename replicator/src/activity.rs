@@ -1,0 +1,360 @@
+//! The activity log in memory: which extents may have writes in flight.
+//!
+//! Invariants
+//! - a write is started only while every extent it touches is *durable* here, that is named by an
+//!   activity-log transaction on stable storage (DESIGN part 4, Write);
+//! - an extent with users (open writes) is never evicted (rule 4);
+//! - before a transaction that evicts extents is written, the owner has flushed the data and saved
+//!   the dirty bits under them ([`Step::Evict`], rule 4 and 14);
+//! - at most `slots` extents are named at once, at most `limit` have users (rule 30).
+
+use holdfast_types::{BlockRange, Geometry};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What the owner has to do next for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Flush the data and save the bits under these extents, then call [`ActivityLog::traced`].
+    Evict(Vec<u32>),
+    /// Write this transaction durably, then call [`ActivityLog::written`].
+    Write { number: u64, active: Vec<u32> },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    users: u32,
+    /// When it was last used, for choosing whom to evict.
+    used: u64,
+    durable: bool,
+    leaving: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Turn {
+    Idle,
+    Tracing,
+    Writing,
+}
+
+/// The log of one replica; `T` names who waits for extents.
+#[derive(Clone, Debug)]
+pub(crate) struct ActivityLog<T> {
+    geometry: Geometry,
+    slots: usize,
+    limit: usize,
+    extents: BTreeMap<u32, Slot>,
+    waiting: VecDeque<(T, Vec<u32>)>,
+    turn: Turn,
+    number: u64,
+    clock: u64,
+    /// Transactions asked for since the start.
+    pub(crate) writes: u64,
+}
+
+impl<T: Copy> ActivityLog<T> {
+    /// An empty log after transaction `number`.
+    pub(crate) fn new(geometry: Geometry, slots: u32, number: u64) -> Self {
+        assert!(slots >= 4);
+        let slots = slots as usize;
+        Self {
+            geometry,
+            slots,
+            limit: slots,
+            extents: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            turn: Turn::Idle,
+            number,
+            clock: 0,
+            writes: 0,
+        }
+    }
+
+    /// Number of the last transaction asked for.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// How many extents may have users at once; never fewer than the largest request needs.
+    pub(crate) fn set_limit(&mut self, limit: u32) {
+        self.limit = (limit as usize).clamp(2, self.slots);
+    }
+
+    /// Most blocks one write may touch, so that a single one always fits (rule 29).
+    pub(crate) fn write_blocks_max(slots: u32, geometry: Geometry) -> u64 {
+        // A run of n extents' length can touch n + 1 of them.
+        u64::from((slots / 4).max(2) - 1) * u64::from(geometry.extent_blocks)
+    }
+
+    fn extents_of(&self, range: BlockRange) -> Vec<u32> {
+        (self.geometry.extent_of(range.first)..=self.geometry.extent_of(range.end() - 1)).collect()
+    }
+
+    fn in_use(&self) -> usize {
+        self.extents.values().filter(|s| s.users > 0).count()
+    }
+
+    fn fits(&self, extents: &[u32]) -> bool {
+        let mut more = 0;
+        for e in extents {
+            match self.extents.get(e) {
+                Some(s) if s.durable && !s.leaving => more += usize::from(s.users == 0),
+                _ => return false,
+            }
+        }
+        // Slots counted only when something would be added: an extent in use already costs nothing.
+        more == 0 || self.in_use() + more <= self.limit.max(extents.len())
+    }
+
+    fn take(&mut self, extents: &[u32]) {
+        self.clock += 1;
+        for e in extents {
+            let slot = self.extents.get_mut(e).expect("fits");
+            slot.users += 1;
+            slot.used = self.clock;
+        }
+    }
+
+    /// Asks for the extents under `range`. True: granted, until [`Self::release`]. False: `who` comes back later.
+    pub(crate) fn acquire(&mut self, who: T, range: BlockRange) -> bool {
+        let extents = self.extents_of(range);
+        if self.fits(&extents) {
+            self.take(&extents);
+            return true;
+        }
+        self.waiting.push_back((who, extents));
+        false
+    }
+
+    /// Gives back what was granted for `range`; returns who is granted now.
+    pub(crate) fn release(&mut self, range: BlockRange) -> Vec<T> {
+        for e in self.extents_of(range) {
+            let slot = self.extents.get_mut(&e).expect("granted");
+            assert!(slot.users > 0, "released as often as granted");
+            slot.users -= 1;
+        }
+        self.grant()
+    }
+
+    /// All users are gone (a role ended; its open writes became dirty bits), and nobody waits.
+    pub(crate) fn forget_users(&mut self) {
+        for slot in self.extents.values_mut() {
+            slot.users = 0;
+        }
+        self.cancel_waiting();
+    }
+
+    /// Nobody waits any more (the session of those who did is over).
+    pub(crate) fn cancel_waiting(&mut self) {
+        self.waiting.clear();
+    }
+
+    fn grant(&mut self) -> Vec<T> {
+        let mut granted = Vec::new();
+        let mut still = VecDeque::new();
+        for (who, extents) in std::mem::take(&mut self.waiting) {
+            // In order of arrival among those that contend for the limit, but a write to hot extents
+            // need not wait for one that needs a transaction.
+            if self.fits(&extents) {
+                self.take(&extents);
+                granted.push(who);
+            } else {
+                still.push_back((who, extents));
+            }
+        }
+        self.waiting = still;
+        granted
+    }
+
+    /// What has to be done next, if anything. While a step is under way there is no other.
+    pub(crate) fn step(&mut self) -> Option<Step> {
+        if self.turn != Turn::Idle {
+            return None;
+        }
+        let first: BTreeSet<u32> = self.waiting.iter().find_map(|(_, e)| {
+            let missing = e
+                .iter()
+                .any(|e| !self.extents.get(e).is_some_and(|s| s.durable));
+            missing.then(|| e.iter().copied().collect())
+        })?;
+        let missing = first
+            .iter()
+            .filter(|e| !self.extents.contains_key(e))
+            .count();
+        let free = self.slots - self.extents.len();
+        if missing <= free {
+            return Some(self.transaction());
+        }
+        let mut idle: Vec<(u64, u32)> = self
+            .extents
+            .iter()
+            .filter(|(e, s)| s.users == 0 && !first.contains(e))
+            .map(|(&e, s)| (s.used, e))
+            .collect();
+        if idle.len() < missing - free {
+            return None; // starved: closes will free some
+        }
+        idle.sort_unstable();
+        idle.truncate((missing - free).max(self.slots / 8));
+        let leaving: Vec<u32> = idle.into_iter().map(|(_, e)| e).collect();
+        for e in &leaving {
+            self.extents.get_mut(e).expect("chosen from these").leaving = true;
+        }
+        self.turn = Turn::Tracing;
+        Some(Step::Evict(leaving))
+    }
+
+    /// Somebody waits for slots that only closes can free.
+    pub(crate) fn starved(&self) -> bool {
+        self.turn == Turn::Idle && !self.waiting.is_empty()
+    }
+
+    /// The data under the leaving extents is flushed and their bits are saved.
+    pub(crate) fn traced(&mut self) -> Step {
+        assert_eq!(self.turn, Turn::Tracing);
+        self.extents.retain(|_, s| !s.leaving);
+        self.transaction()
+    }
+
+    fn transaction(&mut self) -> Step {
+        let mut wanted: Vec<u32> = Vec::new();
+        for (_, extents) in &self.waiting {
+            let new: Vec<u32> = extents
+                .iter()
+                .copied()
+                .filter(|e| !self.extents.contains_key(e) && !wanted.contains(e))
+                .collect();
+            if self.extents.len() + wanted.len() + new.len() > self.slots {
+                break;
+            }
+            wanted.extend(new);
+        }
+        self.clock += 1;
+        for e in wanted {
+            self.extents.insert(
+                e,
+                Slot {
+                    users: 0,
+                    used: self.clock,
+                    durable: false,
+                    leaving: false,
+                },
+            );
+        }
+        self.turn = Turn::Writing;
+        self.number += 1;
+        self.writes += 1;
+        assert!(self.extents.len() <= self.slots);
+        Step::Write {
+            number: self.number,
+            active: self.extents.keys().copied().collect(),
+        }
+    }
+
+    /// The transaction is on stable storage; returns who is granted now.
+    pub(crate) fn written(&mut self) -> Vec<T> {
+        assert_eq!(self.turn, Turn::Writing);
+        for slot in self.extents.values_mut() {
+            slot.durable = true;
+        }
+        self.turn = Turn::Idle;
+        self.grant()
+    }
+
+    /// A transaction that names no extent at all, for an orderly stop: all is traced by bits. Nobody may wait.
+    pub(crate) fn clear(&mut self) -> Step {
+        assert!(self.waiting.is_empty());
+        assert_eq!(self.turn, Turn::Idle);
+        self.extents.clear();
+        self.transaction()
+    }
+
+    /// No step under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.turn == Turn::Idle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(slots: u32) -> ActivityLog<u32> {
+        ActivityLog::new(
+            Geometry {
+                block_bytes: 64,
+                blocks: 64,
+                extent_blocks: 4,
+            },
+            slots,
+            0,
+        )
+    }
+
+    fn blocks(first: u64, count: u64) -> BlockRange {
+        BlockRange::new(first, count)
+    }
+
+    #[test]
+    fn a_cold_extent_waits_for_its_transaction_and_a_hot_one_does_not() {
+        let mut log = log(4);
+        assert!(!log.acquire(1, blocks(0, 1)));
+        assert_eq!(
+            log.step(),
+            Some(Step::Write {
+                number: 1,
+                active: vec![0]
+            })
+        );
+        assert!(!log.acquire(2, blocks(1, 1)), "not durable yet");
+        assert_eq!(log.written(), vec![1, 2]);
+        assert!(log.acquire(3, blocks(2, 2)));
+        assert_eq!(log.step(), None);
+    }
+
+    #[test]
+    fn eviction_traces_first_and_never_takes_an_extent_in_use() {
+        let mut log = log(4);
+        for e in 0..4 {
+            assert!(!log.acquire(e, blocks(u64::from(e) * 4, 1)));
+        }
+        assert_eq!(
+            log.step(),
+            Some(Step::Write {
+                number: 1,
+                active: vec![0, 1, 2, 3]
+            })
+        );
+        assert_eq!(log.written(), vec![0, 1, 2, 3]);
+        assert!(!log.acquire(9, blocks(40, 1)));
+        assert_eq!(log.step(), None);
+        assert!(log.starved());
+        assert!(log.release(blocks(4, 1)).is_empty());
+        assert_eq!(log.step(), Some(Step::Evict(vec![1])));
+        assert!(
+            !log.acquire(10, blocks(4, 1)),
+            "leaving: must be named again"
+        );
+        assert_eq!(
+            log.traced(),
+            Step::Write {
+                number: 2,
+                active: vec![0, 2, 3, 10]
+            }
+        );
+        assert_eq!(log.written(), vec![9]);
+        assert!(log.starved());
+    }
+
+    #[test]
+    fn the_limit_counts_extents_in_use() {
+        let mut log = log(8);
+        log.set_limit(2);
+        for e in 0..3 {
+            assert!(!log.acquire(e, blocks(u64::from(e) * 4, 1)));
+        }
+        assert!(matches!(log.step(), Some(Step::Write { .. })));
+        assert_eq!(log.written(), vec![0, 1]);
+        assert_eq!(log.step(), None);
+        assert_eq!(log.release(blocks(0, 1)), vec![2]);
+    }
+}

@@ -1,0 +1,559 @@
+//! What every role of a replica needs: time, the list of actions, the disk and its metadata, the
+//! bitmaps, the activity log, the links to the peers.
+//!
+//! Things that end (a disk operation, a saved bitmap, a granted extent) come back as [`Wake`]s from a
+//! queue that the replica empties after every event, so no code calls back into its caller.
+//!
+//! Invariants
+//! - one superblock write at a time; each is numbered, and what waits for it is done in order;
+//! - `writes_in_flight` counts data writes submitted to the local disk and not ended (rule 18);
+//! - a save ends only when every bit set before it began is on disk.
+
+use crate::activity::{ActivityLog, Step};
+use crate::bits::Bits;
+use crate::config::{Config, Planted};
+use crate::{Action, DiskError, DiskOp, IoId, Note, Now, ToControl, View};
+use bytes::Bytes;
+use holdfast_meta::{Layout, Superblock, Transaction, Unsaved};
+use holdfast_types::{BlockRange, DiskState, Epoch, NodeId, NodeSet};
+use holdfast_wire::{Frame, Hello};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Names a write that a secondary received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RecvId(pub u64);
+/// Names a piece of an application's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PieceId(pub u64);
+/// Names a resync, reconcile or verify job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct JobId(pub u64);
+
+/// Counts the roles a replica has had, so that an answer to an earlier one is not taken for the present one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life(pub u64);
+
+/// Who waits for activity-log extents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogUser {
+    Piece(PieceId),
+    Recv(RecvId),
+}
+
+/// What a disk operation of a role was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RoleIo {
+    PieceRead(PieceId),
+    LocalWrite(holdfast_types::Seq),
+    LocalFlush(u64),
+    JobRead(JobId),
+    RecvWrite(RecvId),
+    RecvFlush(u64),
+    RecvHash(RecvId),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    Superblock,
+    LogWrite,
+    TraceFlush,
+    Page { node: NodeId, page: u32, save: u64 },
+    OwnFlush,
+    Role { life: Life, io: RoleIo, write: bool },
+}
+
+/// What goes on when bits are saved, a superblock is written, or the replica's own flush ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// Nothing waits.
+    Nothing,
+    /// The activity log may evict.
+    Trace,
+    /// Start-up goes on.
+    Start,
+    /// The stop goes on.
+    Stop,
+    /// The promise is stored.
+    Promise,
+    /// The session may be answered.
+    Attach,
+    /// The device may open.
+    Open,
+    /// The cut may be answered.
+    Cut,
+}
+
+/// Something that ended and concerns a role.
+#[derive(Clone, Debug)]
+pub(crate) enum Wake {
+    /// Extents are granted.
+    Log(LogUser),
+    /// The bits set before the save began are on disk.
+    Saved(After),
+    /// The superblock is on disk.
+    Stored(After),
+    /// The replica's own flush ended.
+    Flushed,
+    /// An activity-log transaction is on disk.
+    LogWritten,
+    /// A role's disk operation ended.
+    Io(RoleIo, Bytes),
+    /// No data write is in flight any more.
+    Drained,
+    /// The committed record changed within this node's epoch as primary.
+    View(View),
+    /// The disk just failed.
+    DiskFailed,
+}
+
+/// The connection to a peer, whatever the roles.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) up: bool,
+    /// Since when it is up or down.
+    pub(crate) since: Now,
+    pub(crate) hello: Option<Hello>,
+    /// When something last came.
+    pub(crate) heard: Now,
+    /// When something was last sent.
+    pub(crate) sent: Now,
+}
+
+#[derive(Clone, Debug)]
+struct Save {
+    number: u64,
+    least: Unsaved,
+    after: After,
+    left: u32,
+}
+
+pub(crate) struct Ctx {
+    pub(crate) cfg: Config,
+    pub(crate) now: Now,
+    pub(crate) out: Vec<Action>,
+    pub(crate) wakes: VecDeque<Wake>,
+    pub(crate) layout: Layout,
+    /// As it shall be on disk.
+    pub(crate) superblock: Superblock,
+    pub(crate) boot_id: u128,
+    /// The last stop may have lost unflushed writes, and nothing has made up for it yet.
+    pub(crate) unclean: bool,
+    pub(crate) bits: Bits,
+    pub(crate) log: ActivityLog<LogUser>,
+    pub(crate) life: Life,
+    pub(crate) links: BTreeMap<NodeId, Link>,
+    pub(crate) disk_failed: bool,
+    pub(crate) writes_in_flight: u32,
+    ios: BTreeMap<IoId, Purpose>,
+    next_io: u64,
+    superblock_writing: bool,
+    superblock_waits: Vec<After>,
+    superblock_next: Vec<After>,
+    superblock_again: bool,
+    saves: VecDeque<Save>,
+    next_save: u64,
+    trace_flush: bool,
+    trace_saved: bool,
+}
+
+impl std::fmt::Debug for Ctx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ctx")
+            .field("me", &self.cfg.me)
+            .field("life", &self.life)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ctx {
+    #[allow(clippy::too_many_arguments)] // built once, by Replica::start
+    pub(crate) fn new(
+        cfg: Config,
+        now: Now,
+        boot_id: u128,
+        superblock: Superblock,
+        layout: Layout,
+        bits: Bits,
+        log: ActivityLog<LogUser>,
+        unclean: bool,
+    ) -> Self {
+        let links = cfg
+            .data_nodes
+            .without(cfg.me)
+            .iter()
+            .map(|n| {
+                (
+                    n,
+                    Link {
+                        up: false,
+                        since: now,
+                        hello: None,
+                        heard: now,
+                        sent: now,
+                    },
+                )
+            })
+            .collect();
+        Self {
+            cfg,
+            now,
+            out: Vec::new(),
+            wakes: VecDeque::new(),
+            layout,
+            superblock,
+            boot_id,
+            unclean,
+            bits,
+            log,
+            life: Life(0),
+            links,
+            disk_failed: false,
+            writes_in_flight: 0,
+            ios: BTreeMap::new(),
+            next_io: 1,
+            superblock_writing: false,
+            superblock_waits: Vec::new(),
+            superblock_next: Vec::new(),
+            superblock_again: false,
+            saves: VecDeque::new(),
+            next_save: 1,
+            trace_flush: false,
+            trace_saved: false,
+        }
+    }
+
+    pub(crate) fn me(&self) -> NodeId {
+        self.cfg.me
+    }
+
+    /// Every data node but this one.
+    pub(crate) fn others(&self) -> NodeSet {
+        self.cfg.data_nodes.without(self.cfg.me)
+    }
+
+    pub(crate) fn planted(&self, bug: Planted) -> bool {
+        self.cfg.planted == Some(bug)
+    }
+
+    pub(crate) fn send(&mut self, peer: NodeId, frame: Frame) {
+        if let Some(link) = self.links.get_mut(&peer)
+            && link.up
+        {
+            link.sent = self.now;
+            self.out.push(Action::Send { peer, frame });
+        }
+    }
+
+    pub(crate) fn control(&mut self, message: ToControl) {
+        self.out.push(Action::Control(message));
+    }
+
+    pub(crate) fn note(&mut self, note: Note) {
+        self.out.push(Action::Note(note));
+    }
+
+    /// Ends the connection; the interpreter answers with `PeerDown`.
+    pub(crate) fn disconnect(&mut self, peer: NodeId) {
+        if self.links.get(&peer).is_some_and(|l| l.up) {
+            self.out.push(Action::Disconnect { peer });
+        }
+    }
+
+    // ---- disk
+
+    fn disk(&mut self, purpose: Purpose, op: DiskOp) {
+        let io = IoId(self.next_io);
+        self.next_io += 1;
+        if let Purpose::Role { write: true, .. } = purpose {
+            self.writes_in_flight += 1;
+        }
+        self.ios.insert(io, purpose);
+        self.out.push(Action::Disk { io, op });
+    }
+
+    /// A disk operation of the present role; its end comes as [`Wake::Io`].
+    pub(crate) fn role_io(&mut self, io: RoleIo, op: DiskOp) {
+        let write = matches!(op, DiskOp::Write { .. } | DiskOp::Zero { .. });
+        self.disk(
+            Purpose::Role {
+                life: self.life,
+                io,
+                write,
+            },
+            op,
+        );
+    }
+
+    pub(crate) fn byte_range(&self, range: BlockRange) -> (u64, u64) {
+        let block = u64::from(self.layout.geometry.block_bytes);
+        (range.first * block, range.count * block)
+    }
+
+    pub(crate) fn read_op(&self, range: BlockRange) -> DiskOp {
+        let (offset, len) = self.byte_range(range);
+        DiskOp::Read {
+            offset,
+            len: len as u32,
+        }
+    }
+
+    pub(crate) fn write_op(&self, range: BlockRange, data: Option<Bytes>, durable: bool) -> DiskOp {
+        let (offset, len) = self.byte_range(range);
+        match data {
+            Some(data) => {
+                assert_eq!(data.len() as u64, len);
+                DiskOp::Write {
+                    offset,
+                    data,
+                    durable,
+                }
+            }
+            None => DiskOp::Zero {
+                offset,
+                len,
+                durable,
+            },
+        }
+    }
+
+    /// Makes everything written so far stable, for the replica itself; ends as [`Wake::Flushed`].
+    pub(crate) fn own_flush(&mut self) {
+        self.disk(Purpose::OwnFlush, DiskOp::Flush);
+    }
+
+    pub(crate) fn disk_done(&mut self, io: IoId, result: Result<Bytes, DiskError>) {
+        let purpose = self.ios.remove(&io).expect("an operation ends once");
+        if let Purpose::Role { write: true, .. } = purpose {
+            self.writes_in_flight -= 1;
+            if self.writes_in_flight == 0 {
+                self.wakes.push_back(Wake::Drained);
+            }
+        }
+        let bytes = match result {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                if let Purpose::Page { node, page, .. } = purpose {
+                    self.bits.end_save(node, page, false);
+                }
+                self.fail_disk(&format!("{purpose:?}: {error:?}"));
+                return;
+            }
+        };
+        if self.disk_failed {
+            return; // a failed disk's later successes change nothing
+        }
+        match purpose {
+            Purpose::Superblock => {
+                self.superblock_writing = false;
+                for after in std::mem::take(&mut self.superblock_waits) {
+                    self.wakes.push_back(Wake::Stored(after));
+                }
+                if std::mem::take(&mut self.superblock_again) {
+                    let next = std::mem::take(&mut self.superblock_next);
+                    self.write_superblock(next);
+                }
+            }
+            Purpose::LogWrite => {
+                let granted = self.log.written();
+                self.wakes.extend(granted.into_iter().map(Wake::Log));
+                self.wakes.push_back(Wake::LogWritten);
+                self.pump_log();
+            }
+            Purpose::TraceFlush => {
+                self.trace_flush = false;
+                self.try_evict();
+            }
+            Purpose::Page { node, page, save } => {
+                self.bits.end_save(node, page, true);
+                if let Some(s) = self.saves.front_mut().filter(|s| s.number == save) {
+                    s.left -= 1;
+                }
+                self.pump_saves();
+            }
+            Purpose::OwnFlush => self.wakes.push_back(Wake::Flushed),
+            Purpose::Role { life, io, .. } => {
+                if life == self.life {
+                    self.wakes.push_back(Wake::Io(io, bytes));
+                }
+            }
+        }
+    }
+
+    /// An error on write or flush (or a read that nothing can replace) is final for the disk (rule 23, fsync rule).
+    pub(crate) fn fail_disk(&mut self, what: &str) {
+        if !self.disk_failed {
+            self.disk_failed = true;
+            self.note(Note::DiskFailed {
+                what: what.to_owned(),
+            });
+            self.control(ToControl::DiskFailed);
+            self.wakes.push_back(Wake::DiskFailed);
+        }
+    }
+
+    // ---- superblock
+
+    /// Writes the superblock as it is now; `after` comes back as [`Wake::Stored`].
+    pub(crate) fn store(&mut self, after: After) {
+        if self.superblock_writing {
+            self.superblock_again = true;
+            self.superblock_next.push(after);
+        } else {
+            self.write_superblock(vec![after]);
+        }
+    }
+
+    fn write_superblock(&mut self, waits: Vec<After>) {
+        assert!(!self.superblock_writing);
+        self.superblock.update += 1;
+        self.superblock_writing = true;
+        self.superblock_waits = waits;
+        let (offset, data) = self.superblock.write(&self.layout);
+        self.disk(
+            Purpose::Superblock,
+            DiskOp::Write {
+                offset,
+                data,
+                durable: true,
+            },
+        );
+    }
+
+    /// The content is trusted again: nothing lost at an unclean stop is missing any more.
+    pub(crate) fn trust(&mut self, disk: DiskState, after: After) {
+        self.unclean = false;
+        self.superblock.boot_id = self.boot_id;
+        self.superblock.disk = disk;
+        self.store(after);
+    }
+
+    /// Stores the highest epoch promised.
+    pub(crate) fn promise(&mut self, epoch: Epoch) {
+        self.superblock.promised = epoch;
+    }
+
+    // ---- bitmaps
+
+    /// Saves bitmap pages; `after` comes back as [`Wake::Saved`] when all bits set until now are on disk.
+    pub(crate) fn save_bits(&mut self, least: Unsaved, after: After) {
+        if after == After::Nothing && self.saves.iter().any(|s| s.after == After::Nothing) {
+            return;
+        }
+        let number = self.next_save;
+        self.next_save += 1;
+        self.saves.push_back(Save {
+            number,
+            least,
+            after,
+            left: u32::MAX,
+        });
+        self.pump_saves();
+    }
+
+    fn pump_saves(&mut self) {
+        while let Some(save) = self.saves.front().cloned() {
+            if save.left == 0 {
+                self.saves.pop_front();
+                self.wakes.push_back(Wake::Saved(save.after));
+                continue;
+            }
+            if save.left != u32::MAX {
+                return;
+            }
+            // Its turn: saves run one after another, so no page of it is being saved by an earlier one.
+            let mut left = 0;
+            while let Some((node, page, data)) = self
+                .bits
+                .begin_save(save.least, self.superblock.incarnation)
+            {
+                let slot = self.superblock.slot_of(node).expect("given at start");
+                let offset = self.layout.bitmap_page_offset(slot, page);
+                self.disk(
+                    Purpose::Page {
+                        node,
+                        page,
+                        save: save.number,
+                    },
+                    DiskOp::Write {
+                        offset,
+                        data,
+                        durable: true,
+                    },
+                );
+                left += 1;
+            }
+            self.saves.front_mut().expect("just looked").left = left;
+        }
+    }
+
+    // ---- activity log
+
+    /// Asks for the extents under `range`; false: a [`Wake::Log`] comes.
+    pub(crate) fn acquire(&mut self, user: LogUser, range: BlockRange) -> bool {
+        let granted = self.log.acquire(user, range);
+        if !granted {
+            self.pump_log();
+        }
+        granted
+    }
+
+    pub(crate) fn release(&mut self, range: BlockRange) {
+        let granted = self.log.release(range);
+        self.wakes.extend(granted.into_iter().map(Wake::Log));
+        self.pump_log();
+    }
+
+    pub(crate) fn pump_log(&mut self) {
+        if let Some(step) = self.log.step() {
+            self.log_step(step);
+        }
+    }
+
+    pub(crate) fn log_step(&mut self, step: Step) {
+        match step {
+            Step::Evict(_) if self.planted(Planted::EvictWithoutTrace) => {
+                let step = self.log.traced();
+                self.log_step(step);
+            }
+            Step::Evict(_) => {
+                self.trace_flush = true;
+                self.trace_saved = false;
+                self.disk(Purpose::TraceFlush, DiskOp::Flush);
+                self.save_bits(Unsaved::Set, After::Trace);
+            }
+            Step::Write { number, active } => {
+                let transaction = Transaction {
+                    number,
+                    incarnation: self.superblock.incarnation,
+                    run: self.superblock.run,
+                    active,
+                };
+                let (offset, data) = transaction
+                    .write(&self.layout)
+                    .expect("the log has no more slots than a page");
+                self.disk(
+                    Purpose::LogWrite,
+                    DiskOp::Write {
+                        offset,
+                        data,
+                        durable: true,
+                    },
+                );
+            }
+        }
+    }
+
+    /// The bits under the leaving extents are saved.
+    pub(crate) fn trace_saved(&mut self) {
+        self.trace_saved = true;
+        self.try_evict();
+    }
+
+    fn try_evict(&mut self) {
+        if !self.trace_flush && self.trace_saved {
+            self.trace_saved = false;
+            let step = self.log.traced();
+            self.log_step(step);
+        }
+    }
+}

@@ -1,0 +1,707 @@
+//! A secondary: takes sessions from primaries, applies their writes in order, keeps what is open.
+//!
+//! Invariants
+//! - frames count only under the stamp of the present session (rules 18, 21);
+//! - a session is answered, and a promise given, only when no local write of an older one is in
+//!   flight and the promise is on disk (rules 1, 18);
+//! - a write is *open* from its receipt until it is both applied and closed; an open write that was
+//!   submitted to the disk holds its extents in the activity log (rule 4);
+//! - open writes of an older epoch or of a session that does not go on become dirty bits for every
+//!   other data node (rule 3);
+//! - overlapping writes are applied in the order they came, on all lanes (rule 12).
+
+use crate::config::Planted;
+use crate::ctx::{After, Ctx, LogUser, RecvId, RoleIo};
+use crate::hash::hash_blocks;
+use crate::locks::{LockId, Mode, RangeLocks};
+use crate::{Note, ToControl, View};
+use bytes::Bytes;
+use holdfast_meta::Unsaved;
+use holdfast_types::{BlockRange, DiskState, Epoch, Gen, NodeId, NodeSet, Seq};
+use holdfast_wire::{Attach, Frame, Refusal, Stamp};
+use std::collections::{BTreeMap, VecDeque};
+
+/// A write between receipt and close.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    range: BlockRange,
+    applied: bool,
+    closed: bool,
+    /// Holds its extents in the activity log.
+    logged: bool,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Write {
+        seq: Seq,
+        fua: bool,
+        data: Option<Bytes>,
+    },
+    Resync {
+        token: u64,
+        data: Option<Bytes>,
+    },
+    Hash {
+        token: u64,
+    },
+}
+
+impl What {
+    fn is_write(&self) -> bool {
+        !matches!(self, Self::Hash { .. })
+    }
+}
+
+/// A frame that is being worked on.
+#[derive(Clone, Debug)]
+struct Recv {
+    stamp: Stamp,
+    what: What,
+    range: BlockRange,
+    lock: LockId,
+    on_disk: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Barrier {
+    id: u64,
+    stamp: Stamp,
+    token: u64,
+    /// All writes received before this one have to be applied first.
+    before: RecvId,
+    cut: bool,
+    running: bool,
+}
+
+/// What a secondary remembers.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    session: Option<(NodeId, Stamp)>,
+    /// A session that is not answered yet: older writes still in flight, or the superblock not written.
+    attaching: Option<(NodeId, Attach, bool)>,
+    promising: Option<(Epoch, bool)>,
+    open_epoch: Epoch,
+    open: BTreeMap<Seq, Open>,
+    recv: BTreeMap<RecvId, Recv>,
+    locks: RangeLocks<RecvId>,
+    barriers: VecDeque<Barrier>,
+    /// A cut whose bitmaps (and trust) are being saved: stamp and token.
+    cut: Option<(Stamp, u64)>,
+    /// The record the session went by, if its cut is confirmed: a later one that names this node makes it a member.
+    confirmed: Option<Gen>,
+    generation: Gen,
+    next_recv: u64,
+    next_barrier: u64,
+    asked_close: bool,
+}
+
+impl Follower {
+    pub(crate) fn new() -> Self {
+        Self {
+            session: None,
+            attaching: None,
+            promising: None,
+            open_epoch: Epoch(0),
+            open: BTreeMap::new(),
+            recv: BTreeMap::new(),
+            locks: RangeLocks::new(),
+            barriers: VecDeque::new(),
+            cut: None,
+            confirmed: None,
+            generation: Gen(0),
+            next_recv: 1,
+            next_barrier: 1,
+            asked_close: false,
+        }
+    }
+
+    /// The primary whose session this is in.
+    pub(crate) fn primary(&self) -> Option<NodeId> {
+        self.session.map(|(p, _)| p)
+    }
+
+    pub(crate) fn open_writes(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Nothing received is under way: a promise has ended the session, or there was none.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.session.is_none() && self.recv.is_empty() && self.attaching.is_none()
+    }
+
+    // ---- sessions
+
+    /// The session is over: what has not reached the disk is dropped, what has goes on to its end unanswered.
+    fn end_session(&mut self, ctx: &mut Ctx) {
+        self.session = None;
+        self.attaching = None;
+        self.barriers.clear();
+        self.cut = None;
+        self.confirmed = None;
+        ctx.log.cancel_waiting();
+        let dropped: Vec<RecvId> = self
+            .recv
+            .iter()
+            .filter(|(_, r)| !(r.on_disk && r.what.is_write()))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in dropped {
+            let recv = self.recv.remove(&id).expect("listed");
+            if let What::Write { seq, .. } = recv.what
+                && self.open.get(&seq).is_some_and(|o| !o.applied && !o.logged)
+            {
+                // Never on this disk. Whoever has it reports it; a primary that lives sends it again.
+                self.open.remove(&seq);
+            }
+            // Locks go without waking anybody: those behind are dropped too, or on disk already.
+            let _ = self.locks.release(recv.lock);
+        }
+    }
+
+    /// Open writes become dirty bits for every other data node; their extents may be evicted from now on.
+    fn open_to_bits(&mut self, ctx: &mut Ctx) {
+        for open in std::mem::take(&mut self.open).into_values() {
+            ctx.bits.suspect(ctx.others(), open.range);
+        }
+        ctx.log.forget_users();
+    }
+
+    pub(crate) fn peer_down(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        if self.session.is_some_and(|(p, _)| p == peer)
+            || self.attaching.as_ref().is_some_and(|(p, ..)| *p == peer)
+        {
+            self.end_session(ctx);
+        }
+    }
+
+    /// A primary takes this replica into a session.
+    pub(crate) fn attach(&mut self, ctx: &mut Ctx, peer: NodeId, attach: Attach) {
+        let epoch = attach.stamp.epoch;
+        if epoch < ctx.superblock.promised {
+            ctx.send(
+                peer,
+                Frame::Refuse {
+                    why: Refusal::Promised(ctx.superblock.promised),
+                },
+            );
+            return;
+        }
+        if ctx.disk_failed {
+            ctx.send(
+                peer,
+                Frame::Refuse {
+                    why: Refusal::NoDisk,
+                },
+            );
+            return;
+        }
+        self.end_session(ctx);
+        // A promise that was under way is overtaken by a primary that holds at least that epoch.
+        self.promising = None;
+        self.attaching = Some((peer, attach, false));
+        self.drained(ctx);
+    }
+
+    /// The control plane asks for a promise.
+    pub(crate) fn promise(&mut self, ctx: &mut Ctx, epoch: Epoch) {
+        if epoch < ctx.superblock.promised {
+            return; // the control plane hears of the newer epoch by itself
+        }
+        if ctx.planted(Planted::PromiseUnstored) {
+            ctx.superblock.promised = epoch;
+            ctx.control(ToControl::Promised { epoch });
+            return;
+        }
+        self.end_session(ctx);
+        self.promising = Some((epoch, false));
+        // Answer no older frame from here on, also while the promise is on its way to the disk.
+        ctx.promise(epoch);
+        self.drained(ctx);
+    }
+
+    /// No local write is in flight: what waited for that goes on.
+    pub(crate) fn drained(&mut self, ctx: &mut Ctx) {
+        if ctx.writes_in_flight > 0 {
+            return;
+        }
+        if self.promising.is_some_and(|(_, storing)| !storing) {
+            self.open_to_bits(ctx);
+            let (_, storing) = self.promising.as_mut().expect("just seen");
+            *storing = true;
+            ctx.store(After::Promise);
+            return;
+        }
+        let Some((_, attach, storing)) = self.attaching.as_mut() else {
+            return;
+        };
+        if *storing {
+            return;
+        }
+        *storing = true;
+        let (epoch, member) = (attach.stamp.epoch, attach.member);
+        // A member whose primary lives goes on with what is open: the primary sends again what it has no answer to (rule 27).
+        if !(member && epoch == self.open_epoch) {
+            self.open_to_bits(ctx);
+        }
+        let disk = match (member, ctx.superblock.disk) {
+            (false, _) => DiskState::Syncing,
+            // It became a member and stopped before it heard of that.
+            (true, DiskState::Syncing) => DiskState::UpToDate,
+            (true, disk) => disk,
+        };
+        let unchanged = (
+            ctx.superblock.promised,
+            ctx.superblock.epoch,
+            ctx.superblock.disk,
+        ) == (epoch, epoch, disk);
+        ctx.superblock.promised = epoch;
+        ctx.superblock.epoch = epoch;
+        ctx.superblock.disk = disk;
+        if unchanged {
+            self.attached(ctx);
+        } else {
+            ctx.store(After::Attach);
+        }
+    }
+
+    pub(crate) fn promised(&mut self, ctx: &mut Ctx) {
+        if let Some((epoch, true)) = self.promising
+            && epoch == ctx.superblock.promised
+        {
+            self.promising = None;
+            ctx.control(ToControl::Promised { epoch });
+        }
+    }
+
+    /// The superblock of a session is on disk: answer it.
+    pub(crate) fn attached(&mut self, ctx: &mut Ctx) {
+        let Some((peer, attach, true)) = self.attaching.clone() else {
+            return;
+        };
+        self.attaching = None;
+        self.session = Some((peer, attach.stamp));
+        self.open_epoch = attach.stamp.epoch;
+        self.asked_close = false;
+        self.generation = attach.generation;
+        let report = ctx.bits.dirty(peer).to_ranges();
+        ctx.send(
+            peer,
+            Frame::Attached {
+                stamp: attach.stamp,
+                report,
+            },
+        );
+        ctx.note(Note::Attached {
+            peer,
+            member: attach.member,
+            dirty_blocks: ctx.bits.dirty(peer).count(),
+        });
+    }
+
+    /// The promise is taken back: the epoch will not be. The primary's session was ended for it, so connect anew.
+    pub(crate) fn withdraw(&mut self, ctx: &mut Ctx, epoch: Epoch, committed: Epoch) {
+        let attached = ctx.superblock.epoch >= epoch
+            || self
+                .attaching
+                .as_ref()
+                .is_some_and(|(_, a, _)| a.stamp.epoch >= epoch);
+        if ctx.superblock.promised != epoch || committed >= epoch || attached {
+            return; // somebody else leads that epoch, or a newer one
+        }
+        self.promising = None;
+        ctx.promise(committed);
+        ctx.store(After::Nothing);
+        for peer in ctx.others().iter() {
+            ctx.disconnect(peer);
+        }
+    }
+
+    /// The committed record changed: the replica may have become a member.
+    pub(crate) fn view(&mut self, ctx: &mut Ctx, view: &View) {
+        if view.in_sync.has(ctx.me())
+            && ctx.superblock.disk == DiskState::Syncing
+            && self.confirmed.is_some_and(|g| view.generation > g)
+        {
+            ctx.superblock.disk = DiskState::UpToDate;
+            ctx.store(After::Nothing);
+        }
+    }
+
+    // ---- frames
+
+    pub(crate) fn frame(&mut self, ctx: &mut Ctx, peer: NodeId, frame: Frame) {
+        let session = self.session;
+        let ours = |stamp: Stamp| session == Some((peer, stamp));
+        match frame {
+            Frame::Attach(attach) => self.attach(ctx, peer, attach),
+            Frame::Write {
+                stamp,
+                seq,
+                range,
+                fua,
+                data,
+            } if ours(stamp) => {
+                self.receive_write(ctx, stamp, seq, range, fua, Some(data));
+            }
+            Frame::Zero {
+                stamp,
+                seq,
+                range,
+                fua,
+            } if ours(stamp) => {
+                self.receive_write(ctx, stamp, seq, range, fua, None);
+            }
+            Frame::Close { stamp, upto, set } if ours(stamp) => self.close(ctx, upto, set),
+            Frame::Reconciled { stamp, ranges, set } if ours(stamp) => {
+                self.reconciled(ctx, peer, &ranges, set)
+            }
+            Frame::Flush { stamp, token } if ours(stamp) => self.barrier(ctx, stamp, token, false),
+            Frame::Cut {
+                stamp,
+                token,
+                bitmaps,
+            } if ours(stamp) => {
+                self.take_bitmaps(ctx, &bitmaps);
+                self.barrier(ctx, stamp, token, true);
+            }
+            Frame::Grown { stamp, node } if ours(stamp) => {
+                if node != ctx.me() {
+                    ctx.bits.replace(node, &[]);
+                }
+            }
+            Frame::Resync {
+                stamp,
+                token,
+                range,
+                data,
+            } if ours(stamp) => {
+                self.receive(
+                    ctx,
+                    stamp,
+                    range,
+                    Mode::Exclusive,
+                    What::Resync { token, data },
+                );
+            }
+            Frame::Hash {
+                stamp,
+                token,
+                range,
+            } if ours(stamp) => {
+                self.receive(ctx, stamp, range, Mode::Shared, What::Hash { token });
+            }
+            // Of an older session, or an answer to a primary this node no longer is: void (rule 21).
+            _ => {}
+        }
+    }
+
+    fn receive_write(
+        &mut self,
+        ctx: &mut Ctx,
+        stamp: Stamp,
+        seq: Seq,
+        range: BlockRange,
+        fua: bool,
+        data: Option<Bytes>,
+    ) {
+        self.open.entry(seq).or_insert(Open {
+            range,
+            applied: false,
+            closed: false,
+            logged: false,
+        });
+        self.receive(
+            ctx,
+            stamp,
+            range,
+            Mode::Exclusive,
+            What::Write { seq, fua, data },
+        );
+    }
+
+    fn receive(&mut self, ctx: &mut Ctx, stamp: Stamp, range: BlockRange, mode: Mode, what: What) {
+        let id = RecvId(self.next_recv);
+        self.next_recv += 1;
+        let (lock, granted) = self.locks.acquire(id, range, mode);
+        self.recv.insert(
+            id,
+            Recv {
+                stamp,
+                what,
+                range,
+                lock,
+                on_disk: false,
+            },
+        );
+        if granted {
+            self.locked(ctx, id);
+        }
+    }
+
+    /// The range is this frame's: get the extents, then the disk.
+    fn locked(&mut self, ctx: &mut Ctx, id: RecvId) {
+        let Some(recv) = self.recv.get(&id) else {
+            return;
+        };
+        let logged = match recv.what {
+            What::Hash { .. } => true,
+            // Sent again: the first one holds the extents still.
+            What::Write { seq, .. } => self.open.get(&seq).is_some_and(|o| o.logged),
+            What::Resync { .. } => false,
+        };
+        if logged || ctx.acquire(LogUser::Recv(id), recv.range) {
+            self.logged(ctx, id);
+        } else {
+            self.ask_close(ctx);
+        }
+    }
+
+    /// Short of slots that only closes can free: ask (rule 30).
+    fn ask_close(&mut self, ctx: &mut Ctx) {
+        if let Some((peer, stamp)) = self.session
+            && ctx.log.starved()
+            && !self.asked_close
+        {
+            self.asked_close = true;
+            ctx.send(peer, Frame::NeedClose { stamp });
+        }
+    }
+
+    /// The extents are durable: to the disk.
+    pub(crate) fn logged(&mut self, ctx: &mut Ctx, id: RecvId) {
+        let Some(recv) = self.recv.get_mut(&id) else {
+            return;
+        };
+        recv.on_disk = true;
+        let range = recv.range;
+        let (io, op) = match &recv.what {
+            What::Write { seq, fua, data } => {
+                if let Some(open) = self.open.get_mut(seq) {
+                    open.logged = true;
+                }
+                (
+                    RoleIo::RecvWrite(id),
+                    ctx.write_op(range, data.clone(), *fua),
+                )
+            }
+            What::Resync { data, .. } => (
+                RoleIo::RecvWrite(id),
+                ctx.write_op(range, data.clone(), false),
+            ),
+            What::Hash { .. } => (RoleIo::RecvHash(id), ctx.read_op(range)),
+        };
+        ctx.role_io(io, op);
+    }
+
+    /// A disk operation ended.
+    pub(crate) fn io(&mut self, ctx: &mut Ctx, io: RoleIo, bytes: Bytes) {
+        match io {
+            RoleIo::RecvWrite(id) | RoleIo::RecvHash(id) => self.applied(ctx, id, bytes),
+            RoleIo::RecvFlush(id) => self.flushed(ctx, id),
+            RoleIo::PieceRead(_)
+            | RoleIo::LocalWrite(_)
+            | RoleIo::LocalFlush(_)
+            | RoleIo::JobRead(_) => {}
+        }
+    }
+
+    fn applied(&mut self, ctx: &mut Ctx, id: RecvId, bytes: Bytes) {
+        let Some(recv) = self.recv.remove(&id) else {
+            return;
+        };
+        let answer = match recv.what {
+            What::Write { seq, .. } => {
+                if let Some(open) = self.open.get_mut(&seq) {
+                    open.applied = true;
+                    self.retire(ctx, seq);
+                }
+                Frame::Ack {
+                    stamp: recv.stamp,
+                    seq,
+                }
+            }
+            What::Resync { token, .. } => {
+                // The extents stay in the log until they are evicted, which flushes (rule 14).
+                ctx.release(recv.range);
+                Frame::Resynced {
+                    stamp: recv.stamp,
+                    token,
+                }
+            }
+            What::Hash { token } => Frame::Hashes {
+                stamp: recv.stamp,
+                token,
+                hashes: hash_blocks(&bytes, ctx.layout.geometry.block_bytes),
+            },
+        };
+        if let Some((peer, stamp)) = self.session
+            && stamp == recv.stamp
+        {
+            ctx.send(peer, answer);
+        }
+        for next in self.locks.release(recv.lock) {
+            self.locked(ctx, next);
+        }
+        self.pump_barriers(ctx);
+    }
+
+    /// Forgets an open write that is applied and closed.
+    fn retire(&mut self, ctx: &mut Ctx, seq: Seq) {
+        let open = self.open[&seq];
+        if open.applied && open.closed {
+            self.open.remove(&seq);
+            if open.logged {
+                ctx.release(open.range);
+            }
+        }
+    }
+
+    fn close(&mut self, ctx: &mut Ctx, upto: Seq, set: NodeSet) {
+        self.asked_close = false;
+        let closing: Vec<Seq> = self
+            .open
+            .range(..=upto)
+            .filter(|(_, o)| !o.closed)
+            .map(|(&s, _)| s)
+            .collect();
+        for seq in closing {
+            let open = self.open.get_mut(&seq).expect("listed");
+            open.closed = true;
+            // Before the extents can go: whoever does not hold it gets bits.
+            ctx.bits.mark(ctx.others().minus(set), open.range);
+            self.retire(ctx, seq);
+        }
+        self.ask_close(ctx);
+    }
+
+    fn reconciled(&mut self, ctx: &mut Ctx, primary: NodeId, ranges: &[BlockRange], set: NodeSet) {
+        for &range in ranges {
+            ctx.bits.suspect(ctx.others().minus(set), range);
+            for node in ctx.others().and(set).iter() {
+                ctx.bits.clear(node, range);
+            }
+        }
+        if ctx.unclean && ctx.bits.dirty(primary).is_empty() {
+            ctx.trust(ctx.superblock.disk, After::Nothing);
+        }
+    }
+
+    /// The primary's bits for the absent take the place of this replica's own; members lack nothing (rules 15, 34).
+    fn take_bitmaps(&mut self, ctx: &mut Ctx, bitmaps: &[(NodeId, Vec<BlockRange>)]) {
+        for node in ctx.others().iter() {
+            let ranges = bitmaps
+                .iter()
+                .find(|(n, _)| *n == node)
+                .map_or(&[][..], |(_, r)| r);
+            ctx.bits.replace(node, ranges);
+        }
+    }
+
+    // ---- flushes and cuts
+
+    fn barrier(&mut self, ctx: &mut Ctx, stamp: Stamp, token: u64, cut: bool) {
+        let (before, id) = (RecvId(self.next_recv), self.next_barrier);
+        self.next_barrier += 1;
+        self.barriers.push_back(Barrier {
+            id,
+            stamp,
+            token,
+            before,
+            cut,
+            running: false,
+        });
+        self.pump_barriers(ctx);
+    }
+
+    fn pump_barriers(&mut self, ctx: &mut Ctx) {
+        let Some(front) = self.barriers.front_mut() else {
+            return;
+        };
+        if front.running || self.cut.is_some() {
+            return;
+        }
+        let before = front.before;
+        if self.recv.range(..before).any(|(_, r)| r.what.is_write()) {
+            return;
+        }
+        front.running = true;
+        let id = front.id;
+        if front.cut && ctx.planted(Planted::GrowWithoutFlush) {
+            self.flushed(ctx, id);
+        } else {
+            ctx.role_io(RoleIo::RecvFlush(id), crate::DiskOp::Flush);
+        }
+    }
+
+    fn flushed(&mut self, ctx: &mut Ctx, id: u64) {
+        if self.barriers.front().is_none_or(|b| b.id != id) {
+            return; // of an ended session
+        }
+        let barrier = self.barriers.pop_front().expect("just seen");
+        if barrier.cut {
+            self.cut = Some((barrier.stamp, barrier.token));
+            if ctx.unclean {
+                ctx.trust(DiskState::Syncing, After::Nothing);
+            }
+            ctx.save_bits(Unsaved::Clear, After::Cut);
+        } else {
+            self.answer(
+                ctx,
+                barrier.stamp,
+                Frame::Flushed {
+                    stamp: barrier.stamp,
+                    token: barrier.token,
+                },
+            );
+            self.pump_barriers(ctx);
+        }
+    }
+
+    /// The bitmaps of a cut are on disk.
+    pub(crate) fn cut_saved(&mut self, ctx: &mut Ctx) {
+        if let Some((stamp, token)) = self.cut.take() {
+            self.confirmed = Some(self.generation);
+            self.answer(ctx, stamp, Frame::CutDone { stamp, token });
+            self.pump_barriers(ctx);
+        }
+    }
+
+    fn answer(&mut self, ctx: &mut Ctx, stamp: Stamp, frame: Frame) {
+        if let Some((peer, now)) = self.session
+            && now == stamp
+        {
+            ctx.send(peer, frame);
+        }
+    }
+
+    /// Slots may have become free or short.
+    pub(crate) fn log_written(&mut self, ctx: &mut Ctx) {
+        self.ask_close(ctx);
+    }
+
+    /// The disk is gone: say so to the primary, and take nothing more.
+    pub(crate) fn disk_failed(&mut self, ctx: &mut Ctx) {
+        if let Some((peer, _)) = self.session {
+            ctx.send(
+                peer,
+                Frame::Refuse {
+                    why: Refusal::DiskFailed,
+                },
+            );
+        }
+        self.end_session(ctx);
+    }
+
+    /// An orderly stop begins: nothing new.
+    pub(crate) fn quiesce(&mut self, ctx: &mut Ctx) {
+        self.end_session(ctx);
+        self.promising = None;
+    }
+
+    /// The stop goes on when no write is in flight: all that is open becomes bits (rule 24).
+    pub(crate) fn settle(&mut self, ctx: &mut Ctx) {
+        assert_eq!(ctx.writes_in_flight, 0);
+        self.open_to_bits(ctx);
+    }
+}

@@ -1,0 +1,535 @@
+//! A primary: collects what may be in doubt, opens, serves, keeps its replicas in step.
+//!
+//! Invariants
+//! - nothing is served before every member of the committed set has reported or was removed by
+//!   commit (rule 2), and no block before it is equal on all members (G6, rule 33);
+//! - a write is settled when the local disk and every counted replica have it; it is answered to the
+//!   application only then, and only under a lease;
+//! - whoever does not count when a write is issued gets dirty bits at once; whoever stops counting
+//!   gets bits for every unsettled write (rules 5, 28);
+//! - at most one change of the in-sync set is proposed at a time; until its outcome is known both the
+//!   old members and the proposed one count (rules 5, 28);
+//! - an answer counts only in the session it was given in (rules 10, 21).
+
+mod grow;
+mod jobs;
+mod requests;
+mod sessions;
+mod writes;
+
+use crate::config::{Planted, Timing};
+use crate::ctx::{After, Ctx, JobId, LogUser, PieceId, RoleIo, Wake};
+use crate::locks::RangeLocks;
+use crate::{FromControl, Note, Now, ReqId, Request, RequestError, SetChange, ToControl, View};
+use bytes::Bytes;
+use holdfast_meta::Unsaved;
+use holdfast_types::{BlockRange, DiskState, Epoch, Gen, NodeId, NodeSet, Run, Seq};
+use jobs::{Job, Verify};
+use requests::{Open, Piece};
+use sessions::Session;
+use std::collections::{BTreeMap, VecDeque};
+use writes::{FlushRound, Write};
+
+/// How far a promotion is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Waiting for the members' reports.
+    Collecting,
+    /// All have reported; the bits are being saved.
+    Marking,
+    /// Serving; blocks in doubt wait for their reconciliation.
+    Open,
+}
+
+/// A change of the in-sync set whose outcome is not known.
+#[derive(Clone, Copy, Debug)]
+struct Proposal {
+    generation: Gen,
+    in_sync: NodeSet,
+    peer: NodeId,
+    why: SetChange,
+    sent: Now,
+}
+
+/// Who owns a range lock.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    Piece(PieceId),
+    Job(JobId),
+}
+
+/// How far a planned hand-over is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    /// In-flight requests end.
+    Finishing,
+    /// Everything is closed; a flush round confirms that the members have the closes (rule 36).
+    Confirming,
+    Done,
+}
+
+/// What a primary remembers.
+#[derive(Debug)]
+pub(crate) struct Primary {
+    epoch: Epoch,
+    generation: Gen,
+    in_sync: NodeSet,
+    phase: Phase,
+    since: Now,
+    heard: NodeSet,
+    /// The run each member had when it was taken in: an answer of another run does not count (rules 8, 10).
+    member_runs: BTreeMap<NodeId, Run>,
+    sessions: BTreeMap<NodeId, Session>,
+    next_session: u64,
+    /// Since when a member is without session.
+    lost_since: BTreeMap<NodeId, Now>,
+    /// How often a node was removed, and when it may be taken in again (rule 39).
+    rejoin: BTreeMap<NodeId, (u32, Now)>,
+    invalidate: NodeSet,
+    proposal: Option<Proposal>,
+    growing: Option<grow::Growing>,
+
+    requests: BTreeMap<ReqId, Open>,
+    backlog: VecDeque<(ReqId, Request)>,
+    pieces: BTreeMap<PieceId, Piece>,
+    awaiting: VecDeque<PieceId>,
+    next_piece: u64,
+    locks: RangeLocks<Owner>,
+    lease: Now,
+    answers_held: VecDeque<(ReqId, Result<Bytes, RequestError>)>,
+    drain: Option<Drain>,
+
+    writes: BTreeMap<Seq, Write>,
+    next_seq: Seq,
+    settled: BTreeMap<Seq, NodeSet>,
+    closed: Seq,
+    closes: Vec<(Seq, NodeSet)>,
+    unsent_closes: u32,
+    close_due: Option<Now>,
+    flush: Option<FlushRound>,
+    flush_next: Vec<ReqId>,
+    next_token: u64,
+
+    jobs: BTreeMap<JobId, Job>,
+    next_job: u64,
+    verify: Option<Verify>,
+    doubted: u64,
+    reconciled_noted: bool,
+
+    pub(crate) written_bytes: u64,
+    pub(crate) read_bytes: u64,
+}
+
+impl Primary {
+    /// The control plane made this node primary of the epoch it promised.
+    pub(crate) fn lead(ctx: &mut Ctx, view: View) -> Self {
+        assert_eq!(view.epoch, ctx.superblock.promised);
+        assert_eq!(view.primary, Some(ctx.me()));
+        assert_eq!(
+            ctx.writes_in_flight, 0,
+            "older writes have ended before the promise (rule 18)"
+        );
+        let mut primary = Self {
+            epoch: view.epoch,
+            generation: view.generation,
+            in_sync: view.in_sync,
+            phase: Phase::Collecting,
+            since: ctx.now,
+            heard: NodeSet::only(ctx.me()),
+            member_runs: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            next_session: 1,
+            lost_since: BTreeMap::new(),
+            rejoin: BTreeMap::new(),
+            invalidate: NodeSet::EMPTY,
+            proposal: None,
+            growing: None,
+            requests: BTreeMap::new(),
+            backlog: VecDeque::new(),
+            pieces: BTreeMap::new(),
+            awaiting: VecDeque::new(),
+            next_piece: 1,
+            locks: RangeLocks::new(),
+            lease: Now(0),
+            answers_held: VecDeque::new(),
+            drain: None,
+            writes: BTreeMap::new(),
+            next_seq: Seq(1),
+            settled: BTreeMap::new(),
+            closed: Seq(0),
+            closes: Vec::new(),
+            unsent_closes: 0,
+            close_due: None,
+            flush: None,
+            flush_next: Vec::new(),
+            next_token: 1,
+            jobs: BTreeMap::new(),
+            next_job: 1,
+            verify: None,
+            doubted: 0,
+            reconciled_noted: false,
+            written_bytes: 0,
+            read_bytes: 0,
+        };
+        ctx.superblock.epoch = view.epoch;
+        for peer in primary.members(ctx).iter() {
+            primary.lost_since.insert(peer, ctx.now);
+        }
+        for peer in ctx.others().iter() {
+            primary.consider(ctx, peer);
+        }
+        primary.try_open(ctx);
+        primary
+    }
+
+    /// The other members of the in-sync set.
+    fn members(&self, ctx: &Ctx) -> NodeSet {
+        self.in_sync.without(ctx.me())
+    }
+
+    fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub(crate) fn in_sync(&self) -> NodeSet {
+        self.in_sync
+    }
+
+    /// Why completions or requests are held, if they are.
+    pub(crate) fn held(&self, ctx: &Ctx) -> Option<String> {
+        if self.phase != Phase::Open {
+            let silent = self.in_sync.minus(self.heard);
+            return Some(format!("waiting for the report of {silent:?}"));
+        }
+        if self.drain.is_some() {
+            return Some("being handed over".into());
+        }
+        if ctx.now >= self.lease {
+            return Some("no lease".into());
+        }
+        let waiting: NodeSet = self.lost_since.keys().copied().collect();
+        if !self.writes.is_empty() && !waiting.is_empty() {
+            return Some(format!(
+                "waiting for {waiting:?} or for its removal from the in-sync set"
+            ));
+        }
+        None
+    }
+
+    pub(crate) fn request_count(&self) -> usize {
+        self.requests.len() + self.backlog.len()
+    }
+
+    pub(crate) fn open_writes(&self) -> usize {
+        self.writes.len()
+    }
+
+    // ---- promotion
+
+    /// Opens when every member has reported and the bits are on disk.
+    fn try_open(&mut self, ctx: &mut Ctx) {
+        if self.phase != Phase::Collecting
+            || self.proposal.is_some()
+            || !self.heard.contains(self.in_sync)
+        {
+            return;
+        }
+        self.phase = Phase::Marking;
+        if ctx.unclean {
+            // Members are clean or were removed; or nobody is, and the operator's policy let this one go on (rule 9).
+            ctx.trust(DiskState::UpToDate, After::Nothing);
+        } else {
+            ctx.superblock.disk = DiskState::UpToDate;
+            ctx.store(After::Nothing);
+        }
+        ctx.save_bits(Unsaved::Set, After::Open);
+    }
+
+    /// The in-doubt bits are on disk: the device may open (rule 16).
+    pub(crate) fn marked(&mut self, ctx: &mut Ctx) {
+        if self.phase != Phase::Marking {
+            return;
+        }
+        self.phase = Phase::Open;
+        self.doubted = self
+            .members(ctx)
+            .iter()
+            .map(|m| ctx.bits.dirty(m).count())
+            .max()
+            .unwrap_or(0);
+        self.set_log_limit(ctx);
+        ctx.control(ToControl::Opened { epoch: self.epoch });
+        for peer in ctx.others().iter() {
+            self.consider(ctx, peer);
+        }
+        self.pump_jobs(ctx);
+        self.pump_requests(ctx);
+    }
+
+    /// Is a block of `range` not yet known to be equal on all members?
+    fn in_doubt(&self, ctx: &Ctx, range: BlockRange) -> bool {
+        !ctx.planted(Planted::ServeBeforeReconcile) && ctx.bits.any(self.members(ctx), range)
+    }
+
+    // ---- the control plane
+
+    pub(crate) fn control(&mut self, ctx: &mut Ctx, message: FromControl) {
+        match message {
+            FromControl::View(view) => self.view(ctx, view),
+            FromControl::Lease { until } => {
+                self.lease = until;
+                self.release_answers(ctx);
+            }
+            FromControl::Drain => {
+                if self.drain.is_none() {
+                    self.drain = Some(Drain::Finishing);
+                }
+                self.pump_drain(ctx);
+            }
+            FromControl::Resume => {
+                self.drain = None;
+                self.pump_requests(ctx);
+            }
+            FromControl::Invalidate { peer } => {
+                if ctx.others().has(peer) {
+                    self.invalidate = self.invalidate.with(peer);
+                    self.apply_invalidate(ctx);
+                }
+            }
+            FromControl::Verify { peer } => self.start_verify(ctx, peer),
+            FromControl::Lead(_)
+            | FromControl::Promise { .. }
+            | FromControl::Withdraw { .. }
+            | FromControl::StepDown
+            | FromControl::Stop => {}
+        }
+    }
+
+    /// A newer committed record of an epoch that is still this node's.
+    fn view(&mut self, ctx: &mut Ctx, view: View) {
+        if view.generation <= self.generation {
+            return;
+        }
+        assert_eq!(
+            view.epoch, self.epoch,
+            "the replica handles a newer epoch itself"
+        );
+        self.generation = view.generation;
+        let gone = self.in_sync.minus(view.in_sync).without(ctx.me());
+        let came = view.in_sync.minus(self.in_sync);
+        self.in_sync = view.in_sync;
+        let decided = self.proposal.take();
+        for peer in came.iter() {
+            self.grown(ctx, peer);
+        }
+        for peer in gone.iter() {
+            self.removed(ctx, peer);
+        }
+        if let Some(proposal) = decided
+            && proposal.in_sync != view.in_sync
+            && proposal.why == SetChange::Synced
+        {
+            self.grow_refused(ctx, proposal.peer);
+        }
+        self.set_log_limit(ctx);
+        self.recheck(ctx);
+        self.try_open(ctx);
+        self.apply_invalidate(ctx);
+        for peer in ctx.others().iter() {
+            self.consider(ctx, peer);
+        }
+        self.pump_jobs(ctx);
+    }
+
+    /// Proposes a change of the in-sync set, unless one is under way.
+    fn propose(&mut self, ctx: &mut Ctx, in_sync: NodeSet, peer: NodeId, why: SetChange) {
+        if self.proposal.is_some() {
+            return;
+        }
+        assert!(
+            in_sync.has(ctx.me()),
+            "the last holder is never removed (rule 23)"
+        );
+        self.proposal = Some(Proposal {
+            generation: self.generation,
+            in_sync,
+            peer,
+            why,
+            sent: ctx.now,
+        });
+        self.send_proposal(ctx);
+    }
+
+    fn send_proposal(&mut self, ctx: &mut Ctx) {
+        if let Some(p) = &mut self.proposal {
+            p.sent = ctx.now;
+            let (generation, in_sync, peer, why) = (p.generation, p.in_sync, p.peer, p.why);
+            ctx.control(ToControl::ProposeSet {
+                epoch: self.epoch,
+                generation,
+                in_sync,
+                peer,
+                why,
+            });
+        }
+    }
+
+    fn propose_removal(&mut self, ctx: &mut Ctx, peer: NodeId, why: SetChange) {
+        if self.in_sync.has(peer) {
+            self.propose(ctx, self.in_sync.without(peer), peer, why);
+        }
+    }
+
+    fn apply_invalidate(&mut self, ctx: &mut Ctx) {
+        for peer in self.invalidate.iter() {
+            if self.in_sync.has(peer) {
+                self.propose_removal(ctx, peer, SetChange::Invalidated);
+            } else if self.growing.as_ref().is_none_or(|g| g.peer != peer) {
+                self.invalidate = self.invalidate.without(peer);
+                ctx.bits.suspect_all(peer);
+                self.pump_jobs(ctx);
+            }
+        }
+    }
+
+    // ---- time
+
+    pub(crate) fn tick(&mut self, ctx: &mut Ctx) {
+        let timing: Timing = ctx.cfg.timing;
+        if self.close_due.is_some_and(|due| ctx.now >= due) {
+            self.send_closes(ctx);
+        }
+        if self
+            .proposal
+            .is_some_and(|p| ctx.now.ms_since(p.sent) >= timing.propose_ms)
+        {
+            self.send_proposal(ctx);
+        }
+        if self.phase == Phase::Collecting {
+            self.remove_silent(ctx, timing);
+        } else {
+            self.remove_slow(ctx, timing);
+        }
+        for peer in ctx.others().iter() {
+            self.consider(ctx, peer);
+        }
+        self.pump_jobs(ctx);
+    }
+
+    /// While collecting: a member that is not connected is not waited for, a connected one only so long (rule 2).
+    fn remove_silent(&mut self, ctx: &mut Ctx, timing: Timing) {
+        let waited = ctx.now.ms_since(self.since);
+        let silent: NodeSet = self
+            .in_sync
+            .minus(self.heard)
+            .iter()
+            .filter(|p| {
+                waited
+                    >= if ctx.links[p].up {
+                        timing.collect_ms
+                    } else {
+                        timing.collect_ms.min(timing.ping_ms)
+                    }
+            })
+            .collect();
+        if let Some(first) = silent.iter().next() {
+            self.propose(ctx, self.in_sync.minus(silent), first, SetChange::Lost);
+        }
+    }
+
+    fn remove_slow(&mut self, ctx: &mut Ctx, timing: Timing) {
+        for peer in self.members(ctx).iter() {
+            match self.lost_since.get(&peer) {
+                Some(&since) if ctx.now.ms_since(since) >= timing.grace_ms => {
+                    self.propose_removal(ctx, peer, SetChange::Lost);
+                }
+                Some(_) => {}
+                None => {
+                    let oldest = self.oldest_unanswered(peer);
+                    if oldest.is_some_and(|at| ctx.now.ms_since(at) >= timing.answer_ms) {
+                        self.propose_removal(ctx, peer, SetChange::Slow);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The earliest time something has to be done.
+    pub(crate) fn deadline(&self, ctx: &Ctx) -> Now {
+        let tick = ctx.now.plus_ms(50);
+        self.close_due.map_or(tick, |d| d.min(tick))
+    }
+
+    // ---- things that ended
+
+    pub(crate) fn wake(&mut self, ctx: &mut Ctx, wake: Wake) {
+        match wake {
+            Wake::Log(LogUser::Piece(piece)) => self.piece_logged(ctx, piece),
+            Wake::Saved(After::Open) => self.marked(ctx),
+            Wake::Io(io, bytes) => match io {
+                RoleIo::PieceRead(piece) => self.piece_read(ctx, piece, bytes),
+                RoleIo::LocalWrite(seq) => self.local_written(ctx, seq),
+                RoleIo::LocalFlush(token) => self.local_flushed(ctx, token),
+                RoleIo::JobRead(job) => self.job_read(ctx, job, bytes),
+                RoleIo::RecvWrite(_) | RoleIo::RecvFlush(_) | RoleIo::RecvHash(_) => {}
+            },
+            Wake::LogWritten
+            | Wake::Log(LogUser::Recv(_))
+            | Wake::Saved(_)
+            | Wake::Stored(_)
+            | Wake::Flushed
+            | Wake::Drained
+            | Wake::View(_)
+            | Wake::DiskFailed => {}
+        }
+    }
+
+    fn unlock(&mut self, ctx: &mut Ctx, lock: crate::locks::LockId) {
+        for owner in self.locks.release(lock) {
+            match owner {
+                Owner::Piece(piece) => self.piece_locked(ctx, piece),
+                Owner::Job(job) => self.job_locked(ctx, job),
+            }
+        }
+    }
+
+    // ---- the end
+
+    /// This node is primary no longer: unsettled writes become dirty bits for all, requests fail.
+    pub(crate) fn end(&mut self, ctx: &mut Ctx) {
+        for write in std::mem::take(&mut self.writes).into_values() {
+            ctx.bits.suspect(ctx.others(), write.range);
+        }
+        // Settled but perhaps not heard of as closed by everyone: they are equal on all members, nothing to mark.
+        ctx.log.forget_users();
+        ctx.log.set_limit(u32::MAX);
+        let open: Vec<ReqId> = std::mem::take(&mut self.requests).into_keys().collect();
+        let queued = std::mem::take(&mut self.backlog)
+            .into_iter()
+            .map(|(r, _)| r);
+        let flushes = std::mem::take(&mut self.answers_held)
+            .into_iter()
+            .map(|(r, _)| r);
+        for req in open.into_iter().chain(queued).chain(flushes) {
+            ctx.out.push(crate::Action::Complete {
+                req,
+                result: Err(RequestError::NotPrimary),
+            });
+        }
+        if let Some(verify) = self.verify.take() {
+            ctx.note(Note::Verified {
+                peer: verify.peer,
+                differing: None,
+            });
+        }
+    }
+}

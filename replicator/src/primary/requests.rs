@@ -1,0 +1,372 @@
+//! The application's requests: cut into pieces, locked, patched to whole blocks, answered.
+//!
+//! Invariants
+//! - every request is answered exactly once;
+//! - a piece goes through its stages in order: doubt resolved, range locked, extents durable, disk;
+//! - reads wait for overlapping writes, frozen ones included (rule 11);
+//! - nothing is answered without a lease.
+
+use super::writes::Source;
+use super::{Owner, Phase, Primary};
+use crate::activity::ActivityLog;
+use crate::config::{PIECE_BLOCKS_MAX, Planted, REQUESTS_MAX};
+use crate::ctx::{Ctx, LogUser, PieceId, RoleIo};
+use crate::locks::{LockId, Mode};
+use crate::{Action, ReqId, Request, RequestError};
+use bytes::{Bytes, BytesMut};
+use holdfast_types::{BlockRange, REQUEST_BYTES_MAX};
+
+/// A request being worked on.
+#[derive(Clone, Debug)]
+pub(super) struct Open {
+    /// Pieces not ended.
+    left: u32,
+    /// Bytes of a write not cut into pieces yet (zeroes are cut as they go, a request may be 4 GiB long).
+    rest: Option<(u64, u64, bool)>,
+    reply: Bytes,
+}
+
+#[derive(Clone, Debug)]
+enum Work {
+    /// Read the range, answer this part of it.
+    Read { skip: usize, len: usize },
+    /// Write whole blocks; `None` is zeroes.
+    Write { data: Option<Bytes>, fua: bool },
+    /// Part of the blocks: read them, lay the bytes over, write them.
+    Patch { skip: usize, data: Bytes, fua: bool },
+}
+
+/// A part of a request that is locked and done as one.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    req: ReqId,
+    range: BlockRange,
+    work: Work,
+    lock: Option<LockId>,
+}
+
+impl Primary {
+    pub(crate) fn request(&mut self, ctx: &mut Ctx, req: ReqId, request: Request) {
+        if let Err(error) = check(ctx.layout.geometry.bytes(), &request) {
+            ctx.out.push(Action::Complete {
+                req,
+                result: Err(error),
+            });
+            return;
+        }
+        self.backlog.push_back((req, request));
+        self.pump_requests(ctx);
+    }
+
+    /// Starts what may be started.
+    pub(super) fn pump_requests(&mut self, ctx: &mut Ctx) {
+        while self.phase == Phase::Open
+            && self.drain.is_none()
+            && self.requests.len() < REQUESTS_MAX
+        {
+            let Some((req, request)) = self.backlog.pop_front() else {
+                break;
+            };
+            self.start(ctx, req, request);
+        }
+    }
+
+    fn start(&mut self, ctx: &mut Ctx, req: ReqId, request: Request) {
+        let mut open = Open {
+            left: 0,
+            rest: None,
+            reply: Bytes::new(),
+        };
+        match request {
+            Request::Flush => {
+                self.requests.insert(req, open);
+                self.request_flush(ctx, req);
+            }
+            Request::Read { len: 0, .. } | Request::Zero { len: 0, .. } => {
+                self.requests.insert(req, open);
+                self.finish(ctx, req, Ok(Bytes::new()));
+            }
+            Request::Write { data, .. } if data.is_empty() => {
+                self.requests.insert(req, open);
+                self.finish(ctx, req, Ok(Bytes::new()));
+            }
+            Request::Read { offset, len } => {
+                self.read_bytes += u64::from(len);
+                let (range, skip) = covering(ctx, offset, u64::from(len));
+                open.left = 1;
+                self.requests.insert(req, open);
+                self.add_piece(
+                    ctx,
+                    req,
+                    range,
+                    Work::Read {
+                        skip,
+                        len: len as usize,
+                    },
+                );
+            }
+            Request::Write { offset, data, fua } => {
+                self.written_bytes += data.len() as u64;
+                let cuts = cut(ctx, offset, data.len() as u64, PIECE_BLOCKS_MAX);
+                open.left = cuts.len() as u32;
+                self.requests.insert(req, open);
+                for (at, len) in cuts {
+                    let data = data.slice((at - offset) as usize..(at - offset + len) as usize);
+                    self.add_write(ctx, req, at, data, fua);
+                }
+            }
+            Request::Zero { offset, len, fua } => {
+                open.rest = Some((offset, len, fua));
+                self.requests.insert(req, open);
+                self.more_zeroes(ctx, req);
+            }
+        }
+    }
+
+    fn add_write(&mut self, ctx: &mut Ctx, req: ReqId, at: u64, data: Bytes, fua: bool) {
+        let (range, skip) = covering(ctx, at, data.len() as u64);
+        let whole = ctx.byte_range(range).1 == data.len() as u64;
+        let work = if whole {
+            Work::Write {
+                data: Some(data),
+                fua,
+            }
+        } else {
+            Work::Patch { skip, data, fua }
+        };
+        self.add_piece(ctx, req, range, work);
+    }
+
+    /// Cuts the next pieces of a request for zeroes, a few at a time (rule 29).
+    fn more_zeroes(&mut self, ctx: &mut Ctx, req: ReqId) {
+        let slots = ctx.superblock.log_slots;
+        let max = ActivityLog::<LogUser>::write_blocks_max(slots, ctx.layout.geometry);
+        while let Some((offset, len, fua)) = self.requests.get(&req).and_then(|o| o.rest) {
+            if self.requests[&req].left >= 4 {
+                return;
+            }
+            let (at, part) = cut(ctx, offset, len, max)[0];
+            let open = self.requests.get_mut(&req).expect("just seen");
+            open.rest = (part < len).then(|| (offset + part, len - part, fua));
+            open.left += 1;
+            let (range, _) = covering(ctx, at, part);
+            if ctx.byte_range(range).1 == part {
+                self.add_piece(ctx, req, range, Work::Write { data: None, fua });
+            } else {
+                self.add_write(ctx, req, at, Bytes::from(vec![0; part as usize]), fua);
+            }
+        }
+    }
+
+    fn add_piece(&mut self, ctx: &mut Ctx, req: ReqId, range: BlockRange, work: Work) {
+        let id = PieceId(self.next_piece);
+        self.next_piece += 1;
+        self.pieces.insert(
+            id,
+            Piece {
+                req,
+                range,
+                work,
+                lock: None,
+            },
+        );
+        self.begin_piece(ctx, id);
+    }
+
+    /// Waits for the reconciliation of its blocks, then for their lock.
+    fn begin_piece(&mut self, ctx: &mut Ctx, id: PieceId) {
+        let piece = &self.pieces[&id];
+        let range = piece.range;
+        if self.in_doubt(ctx, range) {
+            self.awaiting.push_back(id);
+            self.pump_jobs(ctx);
+            return;
+        }
+        let mode = match piece.work {
+            Work::Read { .. } => Mode::Shared,
+            Work::Write { .. } | Work::Patch { .. } => Mode::Exclusive,
+        };
+        if mode == Mode::Shared && ctx.planted(Planted::ReadWithoutLock) {
+            self.piece_locked(ctx, id);
+            return;
+        }
+        let (lock, granted) = self.lock(Owner::Piece(id), range, mode);
+        self.pieces.get_mut(&id).expect("just seen").lock = Some(lock);
+        if granted {
+            self.piece_locked(ctx, id);
+        }
+    }
+
+    /// Blocks were reconciled: those who waited try again.
+    pub(super) fn wake_awaiting(&mut self, ctx: &mut Ctx) {
+        for id in std::mem::take(&mut self.awaiting) {
+            self.begin_piece(ctx, id);
+        }
+    }
+
+    /// The blocks somebody waits for, to be reconciled first.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = BlockRange> {
+        self.awaiting.iter().map(|id| self.pieces[id].range)
+    }
+
+    pub(super) fn piece_locked(&mut self, ctx: &mut Ctx, id: PieceId) {
+        let piece = &self.pieces[&id];
+        let range = piece.range;
+        match piece.work {
+            Work::Read { .. } => ctx.role_io(RoleIo::PieceRead(id), ctx.read_op(range)),
+            Work::Write { .. } | Work::Patch { .. } => {
+                if ctx.acquire(LogUser::Piece(id), range) {
+                    self.piece_logged(ctx, id);
+                } else if ctx.log.starved() {
+                    self.send_closes(ctx);
+                }
+            }
+        }
+    }
+
+    /// The extents of a write are durable in the activity log.
+    pub(super) fn piece_logged(&mut self, ctx: &mut Ctx, id: PieceId) {
+        let Some(piece) = self.pieces.get(&id) else {
+            return;
+        };
+        let range = piece.range;
+        match piece.work.clone() {
+            Work::Write { data, fua } => self.issue(ctx, Source::Piece(id), range, data, fua),
+            Work::Patch { .. } => ctx.role_io(RoleIo::PieceRead(id), ctx.read_op(range)),
+            Work::Read { .. } => unreachable!("reads need no extents"),
+        }
+    }
+
+    pub(super) fn piece_read(&mut self, ctx: &mut Ctx, id: PieceId, bytes: Bytes) {
+        let Some(piece) = self.pieces.get(&id) else {
+            return;
+        };
+        let (req, range) = (piece.req, piece.range);
+        match piece.work.clone() {
+            Work::Read { skip, len } => {
+                if let Some(open) = self.requests.get_mut(&req) {
+                    open.reply = bytes.slice(skip..skip + len);
+                }
+                self.end_piece(ctx, id);
+            }
+            Work::Patch { skip, data, fua } => {
+                let mut whole = BytesMut::from(&bytes[..]);
+                whole[skip..skip + data.len()].copy_from_slice(&data);
+                self.issue(ctx, Source::Piece(id), range, Some(whole.freeze()), fua);
+            }
+            Work::Write { .. } => unreachable!("whole blocks are not read first"),
+        }
+    }
+
+    /// A piece's write is settled.
+    pub(super) fn piece_written(&mut self, ctx: &mut Ctx, id: PieceId) {
+        self.end_piece(ctx, id);
+    }
+
+    fn end_piece(&mut self, ctx: &mut Ctx, id: PieceId) {
+        let piece = self.pieces.remove(&id).expect("ends once");
+        if let Some(lock) = piece.lock {
+            self.unlock(ctx, lock);
+        }
+        let Some(open) = self.requests.get_mut(&piece.req) else {
+            return;
+        };
+        open.left -= 1;
+        if open.rest.is_some() {
+            self.more_zeroes(ctx, piece.req);
+        } else if open.left == 0 {
+            let reply = std::mem::take(&mut open.reply);
+            self.finish(ctx, piece.req, Ok(reply));
+        }
+    }
+
+    /// Answers a request, as soon as there is a lease.
+    pub(super) fn finish(
+        &mut self,
+        ctx: &mut Ctx,
+        req: ReqId,
+        result: Result<Bytes, RequestError>,
+    ) {
+        self.requests.remove(&req);
+        if ctx.now < self.lease {
+            ctx.out.push(Action::Complete { req, result });
+        } else {
+            self.answers_held.push_back((req, result));
+        }
+        self.pump_requests(ctx);
+        self.pump_drain(ctx);
+    }
+
+    pub(super) fn release_answers(&mut self, ctx: &mut Ctx) {
+        if ctx.now < self.lease {
+            for (req, result) in std::mem::take(&mut self.answers_held) {
+                ctx.out.push(Action::Complete { req, result });
+            }
+            self.pump_drain(ctx);
+        }
+    }
+
+    /// The only copy cannot be read or written: fail what waits (rule 23).
+    pub(crate) fn fail_all(&mut self, ctx: &mut Ctx) {
+        let open: Vec<ReqId> = std::mem::take(&mut self.requests).into_keys().collect();
+        let queued: Vec<ReqId> = std::mem::take(&mut self.backlog)
+            .into_iter()
+            .map(|(r, _)| r)
+            .collect();
+        for req in open.into_iter().chain(queued) {
+            self.answers_held.push_back((req, Err(RequestError::Io)));
+        }
+        self.release_answers(ctx);
+    }
+}
+
+/// Refuses what is outside the volume or too large.
+fn check(volume_bytes: u64, request: &Request) -> Result<(), RequestError> {
+    let (offset, len, max) = match request {
+        Request::Read { offset, len } => (*offset, u64::from(*len), u64::from(REQUEST_BYTES_MAX)),
+        Request::Write { offset, data, .. } => {
+            (*offset, data.len() as u64, u64::from(REQUEST_BYTES_MAX))
+        }
+        Request::Zero { offset, len, .. } => (*offset, *len, u64::MAX),
+        Request::Flush => return Ok(()),
+    };
+    let inside = offset
+        .checked_add(len)
+        .is_some_and(|end| end <= volume_bytes);
+    if inside && len <= max {
+        Ok(())
+    } else {
+        Err(RequestError::Range)
+    }
+}
+
+/// The blocks that cover some bytes, and where in them the bytes start.
+fn covering(ctx: &Ctx, offset: u64, len: u64) -> (BlockRange, usize) {
+    let block = u64::from(ctx.layout.geometry.block_bytes);
+    let first = offset / block;
+    let end = (offset + len).div_ceil(block);
+    (
+        BlockRange::new(first, end - first),
+        (offset % block) as usize,
+    )
+}
+
+/// Cuts bytes into parts of at most `max` blocks, with ends on block borders so that only edges are patched.
+fn cut(ctx: &Ctx, offset: u64, len: u64, max: u64) -> Vec<(u64, u64)> {
+    let block = u64::from(ctx.layout.geometry.block_bytes);
+    let mut parts = Vec::new();
+    let (mut at, end) = (offset, offset + len);
+    while at < end {
+        let head = at % block;
+        let to = if head != 0 {
+            (at - head + block).min(end)
+        } else if end - at < block {
+            end
+        } else {
+            (at + max * block).min(end - end % block)
+        };
+        parts.push((at, to - at));
+        at = to;
+    }
+    parts
+}

@@ -1,0 +1,269 @@
+//! The primary's side of its sessions with the replicas.
+
+use super::{Phase, Primary};
+use crate::config::Planted;
+use crate::ctx::Ctx;
+use crate::{Note, Now, SetChange};
+use holdfast_types::{BlockRange, DiskState, NodeId, NodeSet, Run, Seq, SessionId};
+use holdfast_wire::{Attach, Frame, Refusal, Stamp};
+use std::collections::BTreeMap;
+
+/// One session.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    pub(super) stamp: Stamp,
+    pub(super) attached: bool,
+    pub(super) run: Run,
+    pub(super) log_slots: u32,
+    /// Writes sent and not answered.
+    pub(super) unanswered: BTreeMap<Seq, BlockRange>,
+    /// Where the next resync job looks first.
+    pub(super) cursor: u64,
+    pub(super) sent_bytes: u64,
+    pub(super) equal_blocks: u64,
+    /// Something was resynced in this session.
+    pub(super) resynced: bool,
+}
+
+impl Primary {
+    /// A peer is connected and has said hello, or something changed: take it into a session if that is right now.
+    pub(crate) fn consider(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        let link = &ctx.links[&peer];
+        let Some(hello) = link.hello.clone().filter(|_| link.up) else {
+            return;
+        };
+        if self.sessions.contains_key(&peer) || ctx.disk_failed {
+            return;
+        }
+        if self
+            .proposal
+            .is_some_and(|p| p.in_sync.has(peer) != self.in_sync.has(peer))
+        {
+            return; // a member or not: not known now (rule 28)
+        }
+        let member = self.in_sync.has(peer);
+        if member {
+            if let Some(why) = self.unfit(ctx, peer, &hello) {
+                self.propose_removal(ctx, peer, why);
+                return;
+            }
+        } else if self.phase != Phase::Open
+            || matches!(hello.disk, DiskState::Diskless | DiskState::Failed)
+            || self.rejoin.get(&peer).is_some_and(|(_, at)| ctx.now < *at)
+        {
+            return;
+        }
+        let stamp = Stamp {
+            epoch: self.epoch,
+            session: SessionId(self.next_session),
+        };
+        self.next_session += 1;
+        let session = Session {
+            stamp,
+            attached: false,
+            run: hello.run,
+            log_slots: hello.log_slots,
+            unanswered: BTreeMap::new(),
+            cursor: 0,
+            sent_bytes: 0,
+            equal_blocks: 0,
+            resynced: false,
+        };
+        self.sessions.insert(peer, session);
+        ctx.send(
+            peer,
+            Frame::Attach(Attach {
+                stamp,
+                generation: self.generation,
+                member,
+            }),
+        );
+    }
+
+    /// Why a member cannot go on as one, if it cannot.
+    fn unfit(&self, ctx: &Ctx, peer: NodeId, hello: &holdfast_wire::Hello) -> Option<SetChange> {
+        match hello.disk {
+            DiskState::Diskless | DiskState::Failed => return Some(SetChange::DiskFailed),
+            // A member says UpToDate, or Syncing if it has not heard yet that it is one. Outdated: a new or removed disk.
+            DiskState::Outdated => return Some(SetChange::Restarted),
+            DiskState::Syncing | DiskState::UpToDate => {}
+        }
+        match self.member_runs.get(&peer) {
+            Some(&run) if run != hello.run => Some(SetChange::Restarted),
+            Some(_) => None,
+            // First time in this epoch: fit to reconcile unless it alone lost its cache (rule 9).
+            None if self.phase == Phase::Collecting && (!hello.unclean || ctx.unclean) => None,
+            None => Some(SetChange::Restarted),
+        }
+    }
+
+    pub(crate) fn peer_down(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        let Some(session) = self.sessions.remove(&peer) else {
+            return;
+        };
+        if session.attached {
+            ctx.note(Note::Detached { peer });
+        }
+        if self.in_sync.has(peer) {
+            self.lost_since.entry(peer).or_insert(ctx.now);
+            if self.phase == Phase::Collecting {
+                self.heard = self.heard.without(peer);
+            }
+        }
+        self.drop_jobs(ctx, peer);
+        self.grow_lost(ctx, peer);
+        if ctx.planted(Planted::AckBeforeShrink) {
+            self.recheck(ctx);
+        }
+    }
+
+    pub(crate) fn frame(&mut self, ctx: &mut Ctx, peer: NodeId, frame: Frame) {
+        if let Frame::Refuse { why } = frame {
+            self.refused(ctx, peer, why);
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(&peer) else {
+            return;
+        };
+        let stamp = session.stamp;
+        let attached = session.attached;
+        match frame {
+            Frame::Attached { stamp: s, report } if s == stamp && !attached => {
+                session.attached = true;
+                self.attached(ctx, peer, &report);
+            }
+            Frame::Ack { stamp: s, seq } if s == stamp && attached => self.answered(ctx, peer, seq),
+            Frame::Flushed { stamp: s, token } if s == stamp && attached => {
+                self.peer_flushed(ctx, peer, token)
+            }
+            Frame::CutDone { stamp: s, token } if s == stamp && attached => {
+                self.cut_done(ctx, peer, token)
+            }
+            Frame::NeedClose { stamp: s } if s == stamp => self.send_closes(ctx),
+            Frame::Resynced { stamp: s, token } if s == stamp && attached => {
+                self.resynced(ctx, peer, token)
+            }
+            Frame::Hashes {
+                stamp: s,
+                token,
+                hashes,
+            } if s == stamp && attached => self.hashes(ctx, peer, token, hashes),
+            // Of an older session: void (rules 10, 21).
+            _ => {}
+        }
+    }
+
+    fn refused(&mut self, ctx: &mut Ctx, peer: NodeId, why: Refusal) {
+        match why {
+            Refusal::DiskFailed | Refusal::NoDisk => {
+                if let Some(hello) = ctx.links.get_mut(&peer).and_then(|l| l.hello.as_mut()) {
+                    hello.disk = DiskState::Failed;
+                }
+                self.propose_removal(ctx, peer, SetChange::DiskFailed);
+            }
+            // It may be a candidate's promise that comes to nothing; the control plane knows. Try again after a new connection.
+            Refusal::Promised(_) | Refusal::Gap => {}
+        }
+        ctx.disconnect(peer);
+    }
+
+    /// A replica took the session.
+    fn attached(&mut self, ctx: &mut Ctx, peer: NodeId, report: &[BlockRange]) {
+        let member = self.in_sync.has(peer);
+        let run = self.sessions[&peer].run;
+        let blocks = ctx.layout.geometry.blocks;
+        let report = report
+            .iter()
+            .filter(|r| BlockRange::checked(r.first, r.count, blocks).is_some());
+        if self.phase != Phase::Open {
+            if !member {
+                return; // removed meanwhile: the session is being closed
+            }
+            // In doubt on one member: different perhaps from any other data node (rules 3, 16).
+            for &range in report {
+                ctx.bits.suspect(ctx.others(), range);
+            }
+            self.heard = self.heard.with(peer);
+            self.member_runs.insert(peer, run);
+            self.lost_since.remove(&peer);
+            self.note_attached(ctx, peer, member);
+            self.try_open(ctx);
+            return;
+        }
+        self.set_log_limit(ctx);
+        if member {
+            self.lost_since.remove(&peer);
+            self.note_attached(ctx, peer, member);
+            self.resend(ctx, peer);
+        } else {
+            if ctx.planted(Planted::ClearBitsOnAttach) {
+                ctx.bits.replace(peer, &[]);
+            }
+            for &range in report {
+                ctx.bits.suspect(NodeSet::only(peer), range);
+            }
+            self.note_attached(ctx, peer, member);
+        }
+        self.pump_jobs(ctx);
+    }
+
+    fn note_attached(&self, ctx: &mut Ctx, peer: NodeId, member: bool) {
+        let dirty_blocks = ctx.bits.dirty(peer).count();
+        ctx.note(Note::Attached {
+            peer,
+            member,
+            dirty_blocks,
+        });
+    }
+
+    /// A removal is committed: the session ends, every unsettled write becomes bits.
+    pub(super) fn removed(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        self.mark_unsettled(ctx, peer);
+        self.member_runs.remove(&peer);
+        self.lost_since.remove(&peer);
+        self.heard = self.heard.without(peer);
+        let times = self.rejoin.get(&peer).map_or(0, |(n, _)| *n);
+        let timing = ctx.cfg.timing;
+        let delay = (timing.rejoin_ms << times.min(16)).min(timing.rejoin_max_ms);
+        self.rejoin
+            .insert(peer, (times + 1, ctx.now.plus_ms(delay)));
+        if self.sessions.contains_key(&peer) {
+            self.peer_down(ctx, peer);
+            ctx.disconnect(peer);
+        }
+    }
+
+    /// Whoever stops counting gets bits for every write that is not settled.
+    pub(super) fn mark_unsettled(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        for write in self.writes.values() {
+            ctx.bits.mark(NodeSet::only(peer), write.range);
+        }
+    }
+
+    /// Extents in use here never need more slots than the smallest replica has (rule 30); half of them, so that
+    /// resync, which passes the target's log too, finds room.
+    pub(super) fn set_log_limit(&mut self, ctx: &mut Ctx) {
+        let smallest = self.sessions.values().map(|s| s.log_slots).min();
+        ctx.log
+            .set_limit(smallest.map_or(u32::MAX, |s| (s / 2).max(2)));
+    }
+
+    pub(super) fn attached_session(&self, peer: NodeId) -> Option<&Session> {
+        self.sessions.get(&peer).filter(|s| s.attached)
+    }
+
+    /// When the oldest write or flush went to this peer unanswered.
+    pub(super) fn oldest_unanswered(&self, peer: NodeId) -> Option<Now> {
+        let write = self
+            .writes
+            .values()
+            .find(|w| w.sent.has(peer) && !w.answered.has(peer))
+            .map(|w| w.issued);
+        let flush = self
+            .flush
+            .as_ref()
+            .filter(|f| f.waiting.has(peer))
+            .map(|f| f.started);
+        [write, flush].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,628 @@
+//! One replica: its role, and how it goes from one to the other.
+//!
+//! ```text
+//!            Started                Lead (after Promise)
+//!  Starting ---------> Follower <------------------------> Primary
+//!                         |        StepDown, newer epoch
+//!                         | Stop
+//!                         v
+//!                      Stopping ----> Stopped
+//! ```
+//! Anything else is refused by the match in [`Replica::handle`].
+
+use crate::activity::ActivityLog;
+use crate::bits::Bits;
+use crate::ctx::{After, Ctx, LogUser, Wake};
+use crate::follower::Follower;
+use crate::primary::Primary;
+use crate::{
+    Action, Config, Event, FromControl, Note, Now, PeerStatus, Request, RequestError, Status,
+    ToControl, View,
+};
+use holdfast_meta::{MetaError, Recovered, Unsaved};
+use holdfast_types::{DiskState, Epoch, NodeId, Role, Run};
+use holdfast_wire::{Frame, Hello, Refusal};
+
+/// How often time-outs are looked at.
+const TICK_MS: u64 = 50;
+
+#[derive(Debug)]
+enum State {
+    /// Raising the run, turning crash extents into bits.
+    Starting {
+        flushed: bool,
+        saved: bool,
+        crashed: bool,
+    },
+    Follower(Box<Follower>),
+    Primary(Box<Primary>),
+    /// Turning what is open into bits, then the clean mark.
+    Stopping {
+        follower: Box<Follower>,
+        settled: bool,
+        flushed: bool,
+        saved: bool,
+        clearing: bool,
+    },
+    Stopped,
+}
+
+/// The state machine of one replica. See the contract at the head of the crate's `api`.
+#[derive(Debug)]
+pub struct Replica {
+    ctx: Ctx,
+    state: State,
+    view: Option<View>,
+    next_tick: Now,
+    next_save: Now,
+}
+
+impl Replica {
+    /// Takes a replica into a new run. `recovered` is what [`holdfast_meta`] read from the store, `boot_id`
+    /// the identity of the machine's boot: if it is another than the last run's and that run has no clean
+    /// mark, unflushed writes may be lost (rule 8). The caller has checked that the disk is this volume's.
+    ///
+    /// # Errors
+    /// If the metadata has no room for bitmaps of all data nodes.
+    pub fn start(
+        cfg: Config,
+        recovered: Recovered,
+        boot_id: u128,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Result<Self, MetaError> {
+        let Recovered {
+            mut superblock,
+            layout,
+            log,
+            bitmaps,
+            ..
+        } = recovered;
+        assert_eq!(superblock.volume, cfg.volume);
+        assert_eq!(superblock.node, cfg.me);
+        // The boot id on disk is that of the boot since which nothing can be lost; it is renewed only once that holds again.
+        let unclean = !superblock.clean && superblock.boot_id != boot_id;
+        superblock.run = Run(superblock.run.0 + 1);
+        superblock.clean = false;
+        if !unclean {
+            superblock.boot_id = boot_id;
+        }
+        let others = cfg.data_nodes.without(cfg.me);
+        for node in others.iter() {
+            superblock.give_slot(node)?;
+        }
+        let mut bits = Bits::new(&layout, bitmaps, others);
+        let crashed = !log.active.is_empty();
+        for &extent in &log.active {
+            bits.suspect(others, layout.geometry.extent_range(extent));
+        }
+        let activity = ActivityLog::new(layout.geometry, superblock.log_slots, log.number);
+        let mut ctx = Ctx::new(
+            cfg, now, boot_id, superblock, layout, bits, activity, unclean,
+        );
+        // First of all the run: whoever hears of this life must be able to tell it from the last.
+        ctx.store(After::Start);
+        let state = State::Starting {
+            flushed: false,
+            saved: false,
+            crashed,
+        };
+        let mut replica = Self {
+            ctx,
+            state,
+            view: None,
+            next_tick: now,
+            next_save: now,
+        };
+        replica.finish(now, out);
+        Ok(replica)
+    }
+
+    /// Something happened: appends what is to be done to `out`, in order.
+    pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
+        self.ctx.now = self.ctx.now.max(now);
+        match event {
+            Event::Tick => self.tick(),
+            Event::Request { req, request } => self.request(req, request),
+            Event::DiskDone { io, result } => self.ctx.disk_done(io, result),
+            Event::PeerUp { peer } => self.peer_up(peer),
+            Event::PeerDown { peer } => self.peer_down(peer),
+            Event::Frame { peer, frame } => self.frame(peer, frame),
+            Event::Control(message) => self.control(message),
+        }
+        self.finish(now, out);
+    }
+
+    /// When to hand in [`Event::Tick`] at the latest.
+    pub fn deadline(&self) -> Now {
+        match &self.state {
+            State::Primary(p) => self.next_tick.min(p.deadline(&self.ctx)),
+            State::Starting { .. }
+            | State::Follower(_)
+            | State::Stopping { .. }
+            | State::Stopped => self.next_tick,
+        }
+    }
+
+    fn finish(&mut self, now: Now, out: &mut Vec<Action>) {
+        while let Some(wake) = self.ctx.wakes.pop_front() {
+            self.wake(wake);
+        }
+        if now >= self.next_tick {
+            self.next_tick = now.plus_ms(TICK_MS);
+        }
+        out.append(&mut self.ctx.out);
+        #[cfg(debug_assertions)]
+        self.ctx.bits.check();
+    }
+
+    // ---- events
+
+    fn tick(&mut self) {
+        let now = self.ctx.now;
+        let timing = self.ctx.cfg.timing;
+        let links: Vec<(NodeId, Now, Now)> = self
+            .ctx
+            .links
+            .iter()
+            .filter(|(_, l)| l.up)
+            .map(|(&n, l)| (n, l.heard, l.sent))
+            .collect();
+        for (peer, heard, sent) in links {
+            if now.ms_since(heard) >= timing.silence_ms {
+                self.ctx.disconnect(peer);
+            } else if now.ms_since(sent) >= timing.ping_ms {
+                self.ctx.send(peer, Frame::Ping { token: now.0 });
+            }
+        }
+        if let State::Primary(p) = &mut self.state {
+            p.tick(&mut self.ctx);
+        }
+        if now >= self.next_save
+            && matches!(self.state, State::Primary(_) | State::Follower(_))
+            && !self.ctx.disk_failed
+        {
+            self.next_save = now.plus_ms(timing.save_ms);
+            self.ctx.save_bits(Unsaved::Clear, After::Nothing);
+        }
+    }
+
+    fn request(&mut self, req: crate::ReqId, request: Request) {
+        match &mut self.state {
+            State::Primary(p) if self.ctx.disk_failed && p.in_sync().len() == 1 => {
+                self.ctx.out.push(Action::Complete {
+                    req,
+                    result: Err(RequestError::Io),
+                });
+            }
+            State::Primary(p) => p.request(&mut self.ctx, req, request),
+            State::Starting { .. }
+            | State::Follower(_)
+            | State::Stopping { .. }
+            | State::Stopped => {
+                self.ctx.out.push(Action::Complete {
+                    req,
+                    result: Err(RequestError::NotPrimary),
+                });
+            }
+        }
+    }
+
+    fn peer_up(&mut self, peer: NodeId) {
+        let now = self.ctx.now;
+        let Some(link) = self.ctx.links.get_mut(&peer) else {
+            return;
+        };
+        link.up = true;
+        link.hello = None;
+        (link.since, link.heard, link.sent) = (now, now, now);
+        // While starting, the run is not durable yet: hello follows then.
+        if matches!(self.state, State::Follower(_) | State::Primary(_)) {
+            self.hello(peer);
+        }
+    }
+
+    fn hello(&mut self, peer: NodeId) {
+        let s = &self.ctx.superblock;
+        let hello = Hello {
+            node: self.ctx.cfg.me,
+            volume: s.volume,
+            geometry: s.geometry,
+            incarnation: s.incarnation,
+            run: s.run,
+            unclean: self.ctx.unclean,
+            promised: s.promised,
+            disk: if self.ctx.disk_failed {
+                DiskState::Failed
+            } else {
+                s.disk
+            },
+            log_slots: s.log_slots,
+            log_number: self.ctx.log.number(),
+        };
+        self.ctx.send(peer, Frame::Hello(hello));
+    }
+
+    fn peer_down(&mut self, peer: NodeId) {
+        let now = self.ctx.now;
+        let Some(link) = self.ctx.links.get_mut(&peer) else {
+            return;
+        };
+        link.up = false;
+        link.hello = None;
+        link.since = now;
+        match &mut self.state {
+            State::Primary(p) => p.peer_down(&mut self.ctx, peer),
+            State::Follower(f) => f.peer_down(&mut self.ctx, peer),
+            State::Starting { .. } | State::Stopping { .. } | State::Stopped => {}
+        }
+    }
+
+    fn frame(&mut self, peer: NodeId, frame: Frame) {
+        let Some(link) = self.ctx.links.get_mut(&peer) else {
+            return;
+        };
+        link.heard = self.ctx.now;
+        match frame {
+            Frame::Ping { token } => self.ctx.send(peer, Frame::Pong { token }),
+            Frame::Pong { .. } => {}
+            Frame::Hello(hello) => self.greeted(peer, hello),
+            frame => self.role_frame(peer, frame),
+        }
+    }
+
+    fn greeted(&mut self, peer: NodeId, hello: Hello) {
+        let ours = &self.ctx.superblock;
+        if hello.node != peer || hello.volume != ours.volume || hello.geometry != ours.geometry {
+            let what = format!(
+                "{peer} says it is {} with volume {} of {} bytes; expected {peer} with volume {} of {} bytes",
+                hello.node,
+                hello.volume,
+                hello.geometry.bytes(),
+                ours.volume,
+                ours.geometry.bytes()
+            );
+            self.ctx.note(Note::Protocol { peer, what });
+            self.ctx.disconnect(peer);
+            return;
+        }
+        if let Some(link) = self.ctx.links.get_mut(&peer) {
+            link.hello = Some(hello);
+        }
+        if let State::Primary(p) = &mut self.state {
+            p.consider(&mut self.ctx, peer);
+        }
+    }
+
+    fn role_frame(&mut self, peer: NodeId, frame: Frame) {
+        if let State::Primary(p) = &mut self.state {
+            match frame {
+                Frame::Attach(attach) if attach.stamp.epoch > p.epoch() => {
+                    // A newer epoch exists: this one is over, here and now (G2).
+                    self.ctx.control(ToControl::Deposed {
+                        epoch: attach.stamp.epoch,
+                    });
+                    self.step_down();
+                    if let State::Follower(f) = &mut self.state {
+                        f.attach(&mut self.ctx, peer, attach);
+                    }
+                }
+                Frame::Attach(_) => {
+                    let why = Refusal::Promised(p.epoch());
+                    self.ctx.send(peer, Frame::Refuse { why });
+                }
+                frame => p.frame(&mut self.ctx, peer, frame),
+            }
+        } else if let State::Follower(f) = &mut self.state {
+            f.frame(&mut self.ctx, peer, frame);
+        }
+    }
+
+    fn control(&mut self, message: FromControl) {
+        match (&mut self.state, message) {
+            (State::Stopping { .. } | State::Stopped, _) => {}
+            (_, FromControl::View(view)) => self.viewed(view),
+            (State::Primary(_), FromControl::StepDown) => self.step_down(),
+            (State::Primary(p), FromControl::Promise { epoch }) if epoch > p.epoch() => {
+                self.step_down();
+                self.control(FromControl::Promise { epoch });
+            }
+            (_, FromControl::Stop) => self.stop(),
+            (State::Primary(p), message) => p.control(&mut self.ctx, message),
+            (State::Follower(f), FromControl::Promise { epoch }) => f.promise(&mut self.ctx, epoch),
+            (State::Follower(f), FromControl::Withdraw { epoch }) => {
+                let committed = self.view.map_or(Epoch(0), |v| v.epoch);
+                f.withdraw(&mut self.ctx, epoch, committed);
+            }
+            (State::Follower(_), FromControl::Lead(view)) => self.lead(view),
+            (State::Follower(_), FromControl::Verify { peer }) => {
+                self.ctx.note(Note::Verified {
+                    peer,
+                    differing: None,
+                });
+            }
+            (State::Follower(_) | State::Starting { .. }, _) => {}
+        }
+    }
+
+    fn viewed(&mut self, view: View) {
+        if self.view.is_some_and(|v| v.generation >= view.generation) {
+            return;
+        }
+        self.view = Some(view);
+        match &mut self.state {
+            State::Primary(p)
+                if view.epoch == p.epoch() && view.primary == Some(self.ctx.cfg.me) =>
+            {
+                self.ctx.wakes.push_back(Wake::View(view)); // the primary may end by itself in the meantime
+            }
+            State::Primary(_) => self.step_down(),
+            State::Follower(f) => f.view(&mut self.ctx, &view),
+            State::Starting { .. } | State::Stopping { .. } | State::Stopped => {}
+        }
+    }
+
+    fn lead(&mut self, view: View) {
+        let State::Follower(f) = &self.state else {
+            return;
+        };
+        let fits = self.ctx.superblock.promised == view.epoch
+            && view.primary == Some(self.ctx.cfg.me)
+            && f.is_quiet()
+            && self.ctx.writes_in_flight == 0;
+        if !fits || self.ctx.disk_failed {
+            return; // a newer promise or session came between: the control plane hears of it
+        }
+        self.view = Some(view);
+        self.ctx.life.0 += 1;
+        self.state = State::Primary(Box::new(Primary::lead(&mut self.ctx, view)));
+    }
+
+    fn step_down(&mut self) {
+        if let State::Primary(p) = &mut self.state {
+            p.end(&mut self.ctx);
+            self.ctx.life.0 += 1;
+            self.state = State::Follower(Box::new(Follower::new()));
+        }
+    }
+
+    // ---- what ended
+
+    fn wake(&mut self, wake: Wake) {
+        if let Wake::Saved(After::Trace) = wake {
+            self.ctx.trace_saved();
+            return;
+        }
+        match &mut self.state {
+            State::Starting { .. } => self.starting(&wake),
+            State::Stopping { .. } => self.stopping(wake),
+            State::Stopped => {}
+            State::Primary(p) => match wake {
+                Wake::View(view) => p.control(&mut self.ctx, FromControl::View(view)),
+                Wake::DiskFailed if p.in_sync().len() == 1 => p.fail_all(&mut self.ctx),
+                wake => p.wake(&mut self.ctx, wake),
+            },
+            State::Follower(f) => match wake {
+                Wake::Log(LogUser::Recv(id)) => f.logged(&mut self.ctx, id),
+                Wake::Io(io, bytes) => f.io(&mut self.ctx, io, bytes),
+                Wake::Drained => f.drained(&mut self.ctx),
+                Wake::Stored(After::Promise) => f.promised(&mut self.ctx),
+                Wake::Stored(After::Attach) => f.attached(&mut self.ctx),
+                Wake::Saved(After::Cut) => f.cut_saved(&mut self.ctx),
+                Wake::LogWritten => f.log_written(&mut self.ctx),
+                Wake::DiskFailed => f.disk_failed(&mut self.ctx),
+                Wake::Saved(_)
+                | Wake::Stored(_)
+                | Wake::Flushed
+                | Wake::View(_)
+                | Wake::Log(LogUser::Piece(_)) => {}
+            },
+        }
+    }
+
+    /// Start-up: run durable; then, after a crash, data flushed and bits saved, then an empty log.
+    fn starting(&mut self, wake: &Wake) {
+        let State::Starting {
+            flushed,
+            saved,
+            crashed,
+        } = &mut self.state
+        else {
+            return;
+        };
+        match wake {
+            Wake::Stored(After::Start) => {
+                self.ctx.own_flush();
+                self.ctx.save_bits(Unsaved::Set, After::Start);
+                return;
+            }
+            Wake::Flushed => *flushed = true,
+            Wake::Saved(After::Start) => *saved = true,
+            Wake::LogWritten => *crashed = false,
+            Wake::DiskFailed => {
+                self.started();
+                return;
+            }
+            Wake::Log(_)
+            | Wake::Saved(_)
+            | Wake::Stored(_)
+            | Wake::Io(..)
+            | Wake::Drained
+            | Wake::View(_) => return,
+        }
+        if *flushed && *saved && *crashed && self.ctx.log.is_idle() {
+            let step = self.ctx.log.clear();
+            self.ctx.log_step(step);
+        } else if *flushed && *saved && !*crashed {
+            self.started();
+        }
+    }
+
+    fn started(&mut self) {
+        self.state = State::Follower(Box::new(Follower::new()));
+        let s = &self.ctx.superblock;
+        let message = ToControl::Started {
+            volume: s.volume,
+            incarnation: s.incarnation,
+            run: s.run,
+            unclean: self.ctx.unclean,
+            disk: if self.ctx.disk_failed {
+                DiskState::Failed
+            } else {
+                s.disk
+            },
+            promised: s.promised,
+        };
+        self.ctx.control(message);
+        let up: Vec<NodeId> = self
+            .ctx
+            .links
+            .iter()
+            .filter(|(_, l)| l.up)
+            .map(|(&n, _)| n)
+            .collect();
+        for peer in up {
+            self.hello(peer);
+        }
+    }
+
+    fn stop(&mut self) {
+        self.step_down();
+        match std::mem::replace(&mut self.state, State::Stopped) {
+            State::Follower(mut follower) => {
+                follower.quiesce(&mut self.ctx);
+                self.ctx.life.0 += 1;
+                self.state = State::Stopping {
+                    follower,
+                    settled: false,
+                    flushed: false,
+                    saved: false,
+                    clearing: false,
+                };
+                self.stopping(Wake::Drained);
+            }
+            // Not started: nothing of this run needs a mark; the next start looks at the log again.
+            _ => self.ctx.control(ToControl::Stopped),
+        }
+    }
+
+    /// The stop: open writes to bits, data flushed, bits saved, an empty log, the clean mark (rule 24).
+    fn stopping(&mut self, wake: Wake) {
+        let State::Stopping {
+            follower,
+            settled,
+            flushed,
+            saved,
+            clearing,
+        } = &mut self.state
+        else {
+            return;
+        };
+        match wake {
+            Wake::Drained if self.ctx.writes_in_flight == 0 && !*settled => {
+                *settled = true;
+                follower.settle(&mut self.ctx);
+                self.ctx.own_flush();
+                self.ctx.save_bits(Unsaved::Clear, After::Stop);
+            }
+            Wake::Flushed => *flushed = true,
+            Wake::Saved(After::Stop) => *saved = true,
+            Wake::LogWritten if *clearing => {
+                self.ctx.superblock.clean = !self.ctx.unclean;
+                self.ctx.store(After::Stop);
+            }
+            Wake::Stored(After::Stop) | Wake::DiskFailed => {
+                self.state = State::Stopped;
+                self.ctx.control(ToControl::Stopped);
+                return;
+            }
+            _ => {}
+        }
+        if *flushed && *saved && !*clearing && self.ctx.log.is_idle() {
+            *clearing = true;
+            let step = self.ctx.log.clear();
+            self.ctx.log_step(step);
+        }
+    }
+
+    // ---- looking at it
+
+    /// As an operator sees it.
+    pub fn status(&self) -> Status {
+        let ctx = &self.ctx;
+        let s = &ctx.superblock;
+        let view = self.view;
+        let member = view.is_some_and(|v| v.in_sync.has(ctx.cfg.me));
+        let (primary, follower) = match &self.state {
+            State::Primary(p) => (Some(p), None),
+            State::Follower(f) => (None, Some(f)),
+            State::Starting { .. } | State::Stopping { .. } | State::Stopped => (None, None),
+        };
+        let disk = if ctx.disk_failed {
+            DiskState::Failed
+        } else if member && s.disk != DiskState::Outdated {
+            DiskState::UpToDate
+        } else if follower.is_some_and(|f| f.primary().is_some()) {
+            DiskState::Syncing
+        } else {
+            DiskState::Outdated
+        };
+        Status {
+            role: if primary.is_some() {
+                Role::Primary
+            } else {
+                Role::Secondary
+            },
+            open: primary.is_some_and(|p| p.is_open()),
+            held: primary.and_then(|p| p.held(ctx)),
+            disk,
+            epoch: primary.map_or(view.map_or(s.epoch, |v| v.epoch), |p| p.epoch()),
+            in_sync: primary.map_or(view.map_or_else(Default::default, |v| v.in_sync), |p| {
+                p.in_sync()
+            }),
+            incarnation: s.incarnation,
+            run: s.run,
+            size_bytes: s.geometry.bytes(),
+            requests: primary.map_or(0, |p| p.request_count() as u32),
+            open_writes: primary.map_or(0, |p| p.open_writes() as u32)
+                + follower.map_or(0, |f| f.open_writes() as u32),
+            written_bytes: primary.map_or(0, |p| p.written_bytes),
+            read_bytes: primary.map_or(0, |p| p.read_bytes),
+            log_writes: ctx.log.writes,
+            peers: ctx
+                .others()
+                .iter()
+                .map(|n| self.peer_status(n, primary.map(|p| &**p), follower.map(|f| &**f)))
+                .collect(),
+        }
+    }
+
+    fn peer_status(
+        &self,
+        node: NodeId,
+        primary: Option<&Primary>,
+        follower: Option<&Follower>,
+    ) -> PeerStatus {
+        if let Some(p) = primary {
+            return p.peer_status(&self.ctx, node);
+        }
+        let link = &self.ctx.links[&node];
+        let member = self.view.is_some_and(|v| v.in_sync.has(node));
+        PeerStatus {
+            node,
+            connected: link.up,
+            attached: follower.is_some_and(|f| f.primary() == Some(node)),
+            disk: match link.hello.as_ref().map(|h| h.disk) {
+                Some(d @ (DiskState::Diskless | DiskState::Failed)) => d,
+                _ if member => DiskState::UpToDate,
+                Some(DiskState::Syncing) => DiskState::Syncing,
+                _ => DiskState::Outdated,
+            },
+            out_of_sync_bytes: self.ctx.bits.dirty(node).count()
+                * u64::from(self.ctx.layout.geometry.block_bytes),
+            resync_sent_bytes: 0,
+            resync_equal_bytes: 0,
+            verify_done_bytes: None,
+        }
+    }
+}

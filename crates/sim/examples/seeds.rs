@@ -1,0 +1,39 @@
+//! Runs seeds without building the daemon: `cargo run --release -p holdfast-sim --example seeds -- [START] COUNT`, or
+//! `... -- =SEED` for one seed with a line per event. Options: `twice`, `all` (go on after a failure), `no-swarm`.
+
+use holdfast_sim::cli::{SimOptions, run};
+
+fn main() {
+    let mut options = SimOptions { seeds: 100, ..SimOptions::default() };
+    let mut numbers = Vec::new();
+    for arg in std::env::args().skip(1) {
+        match arg.as_str() {
+            "twice" => options.twice = true,
+            "all" => options.keep_going = true,
+            "no-swarm" => options.swarm = false,
+            "json" => options.json = true,
+            _ => match (arg.strip_prefix('=').map(str::parse), arg.parse()) {
+                (Some(Ok(seed)), _) => {
+                    options.one = Some(seed);
+                    options.verbose = true;
+                }
+                (_, Ok(number)) => numbers.push(number),
+                _ => {
+                    eprintln!("not a seed or an option: {arg}");
+                    std::process::exit(2);
+                }
+            },
+        }
+    }
+    match numbers[..] {
+        [] => {}
+        [count] => options.seeds = count,
+        [start, count, ..] => {
+            options.seed_start = start;
+            options.seeds = count;
+        }
+    }
+    if !run(options) {
+        std::process::exit(1);
+    }
+}

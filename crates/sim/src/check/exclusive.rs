@@ -1,0 +1,80 @@
+//! Exclusive side effects (G5), in true time: device, mount, services and address are on one host at a time,
+//! and nothing is answered to an application any more once a newer epoch serves elsewhere.
+//! Clocks in a run drift less than the stated bound, so this must hold without exception.
+
+/// Where what is.
+#[derive(Clone, Debug, Default)]
+pub struct Exclusive {
+    holders: Vec<usize>,
+    /// The newest epoch whose device opened, and where.
+    newest: (u64, usize),
+}
+
+impl Exclusive {
+    /// A host has side effects of the resource from now on, or none any more.
+    pub fn side_effects(&mut self, now: u64, node: usize, any: bool) -> Result<(), String> {
+        if !any {
+            self.holders.retain(|&n| n != node);
+            return Ok(());
+        }
+        if !self.holders.contains(&node) {
+            self.holders.push(node);
+        }
+        match self.holders.iter().find(|&&n| n != node) {
+            Some(other) => Err(format!(
+                "G5: at {now} nodes {node} and {other} both have side effects"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// A device opened.
+    pub fn opened(&mut self, node: usize, epoch: u64) -> Result<(), String> {
+        let (newest, at) = self.newest;
+        if epoch < newest || (epoch == newest && node != at) {
+            return Err(format!(
+                "G2: node {node} opens epoch {epoch} after node {at} opened epoch {newest}"
+            ));
+        }
+        self.newest = (epoch, node);
+        Ok(())
+    }
+
+    /// A node answers a request that was asked for in an epoch.
+    pub fn completes(&self, node: usize, epoch: u64) -> Result<(), String> {
+        let (newest, at) = self.newest;
+        if epoch < newest && node != at {
+            return Err(format!(
+                "G5: node {node} answers a request of epoch {epoch} while node {at} serves epoch {newest}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_host_at_a_time() {
+        let mut e = Exclusive::default();
+        e.side_effects(1, 0, true).unwrap();
+        e.side_effects(2, 0, true).unwrap();
+        e.side_effects(3, 0, false).unwrap();
+        e.side_effects(4, 1, true).unwrap();
+        assert!(e.side_effects(5, 0, true).is_err());
+    }
+
+    #[test]
+    fn an_old_epoch_answers_nothing_after_a_newer_one_opened() {
+        let mut e = Exclusive::default();
+        e.opened(0, 1).unwrap();
+        e.completes(0, 1).unwrap();
+        e.opened(1, 2).unwrap();
+        assert!(e.completes(0, 1).is_err());
+        assert!(e.opened(0, 1).is_err());
+        assert!(e.opened(0, 2).is_err());
+        e.completes(1, 2).unwrap();
+    }
+}

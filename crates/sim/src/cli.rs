@@ -1,0 +1,239 @@
+//! Running many seeds, and telling what came of them.
+
+use crate::scenario::Scenario;
+use crate::world::{Outcome, World};
+use holdfast_replicator::Planted;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Threads that run seeds side by side.
+const THREADS: usize = 2;
+/// Failures that are told in full.
+const FAILURES_SHOWN: usize = 3;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct SimOptions {
+    /// How many seeds.
+    pub seeds: u64,
+    /// The first one.
+    pub seed_start: u64,
+    /// Just this one, with its whole story at the end.
+    pub one: Option<u64>,
+    /// Each fault class is absent from half of the runs.
+    pub swarm: bool,
+    /// Run each seed twice and compare the hashes of all that happened.
+    pub twice: bool,
+    /// Go on after a failure.
+    pub keep_going: bool,
+    /// Print a line per event.
+    pub verbose: bool,
+    /// Print one JSON object instead of text.
+    pub json: bool,
+    /// Plant this bug (for the tests of the checkers).
+    pub planted: Option<Planted>,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        Self {
+            seeds: 100,
+            seed_start: 0,
+            one: None,
+            swarm: true,
+            twice: false,
+            keep_going: false,
+            verbose: false,
+            json: false,
+            planted: None,
+        }
+    }
+}
+
+/// What one seed came to.
+#[derive(Clone, Debug)]
+pub struct SeedReport {
+    /// Which.
+    pub seed: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Hash of all that happened.
+    pub hash: u64,
+    /// Events handled.
+    pub events: u64,
+    /// Requests answered.
+    pub ops: u64,
+    /// Rare things that happened.
+    pub marks: BTreeMap<&'static str, u64>,
+    /// The last lines of its story.
+    pub tail: Vec<String>,
+}
+
+/// What all seeds came to.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// Seeds run.
+    pub seeds: u64,
+    /// Of them, failed.
+    pub failed: Vec<u64>,
+    /// Of them, ended because the faults destroyed the last good copy.
+    pub unrecoverable: u64,
+    /// Events handled.
+    pub events: u64,
+    /// Requests answered.
+    pub ops: u64,
+    /// Real time.
+    pub seconds: f64,
+    /// Rare things, with the number of seeds in which they happened.
+    pub marks: BTreeMap<&'static str, u64>,
+}
+
+/// Runs one seed.
+pub fn run_seed(seed: u64, options: &SimOptions) -> SeedReport {
+    let first = run_once(seed, options);
+    if !options.twice {
+        return first;
+    }
+    let mut second = run_once(seed, options);
+    if second.hash != first.hash {
+        second.outcome = Outcome::Failed(format!(
+            "determinism: two runs of one seed differ ({:016x} after {} events, {:016x} after {})",
+            first.hash, first.events, second.hash, second.events
+        ));
+    }
+    second
+}
+
+fn run_once(seed: u64, options: &SimOptions) -> SeedReport {
+    let scenario = Scenario::draw(seed, options.swarm);
+    let mut world = World::new(scenario, options.planted, options.verbose);
+    // An assertion of a state machine is a finding as any other.
+    let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
+    let outcome = ended.unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("without a message");
+        Outcome::Failed(format!("panic at {:.3} ms: {text}", world.now as f64 / 1e6))
+    });
+    SeedReport {
+        seed,
+        outcome,
+        hash: world.trace.hash(),
+        events: world.trace.events,
+        ops: world.trace.ops,
+        marks: world.trace.marks().clone(),
+        tail: world.trace.tail(),
+    }
+}
+
+/// Runs the seeds, prints what came of them; false if any failed.
+pub fn run(options: SimOptions) -> bool {
+    let began = Instant::now();
+    let seeds = options
+        .one
+        .map_or((options.seed_start, options.seeds), |seed| (seed, 1));
+    let threads = if options.verbose || options.one.is_some() {
+        1
+    } else {
+        THREADS
+    };
+    let next = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    let summary = Mutex::new(Summary::default());
+    let show = !options.json;
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= seeds.1 {
+                        break;
+                    }
+                    let report = run_seed(seeds.0 + n, &options);
+                    let Ok(mut summary) = summary.lock() else {
+                        break;
+                    };
+                    let failed = summary.add(&report);
+                    if failed && show && summary.failed.len() <= FAILURES_SHOWN {
+                        print_failure(&report, &options);
+                    }
+                    if failed && !options.keep_going {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let mut summary = summary.into_inner().unwrap_or_default();
+    summary.seconds = began.elapsed().as_secs_f64();
+    if options.json {
+        println!("{}", serde_json::to_string(&summary).unwrap_or_default());
+    } else {
+        summary.print();
+    }
+    summary.failed.is_empty()
+}
+
+fn print_failure(report: &SeedReport, options: &SimOptions) {
+    if let Outcome::Failed(why) = &report.outcome {
+        if !options.verbose {
+            for line in &report.tail {
+                println!("{line}");
+            }
+        }
+        println!("seed {} failed: {why}", report.seed);
+        println!(
+            "repro: holdfast sim --seed {}{}",
+            report.seed,
+            if options.swarm { "" } else { " --no-swarm" }
+        );
+    }
+}
+
+impl Summary {
+    fn add(&mut self, report: &SeedReport) -> bool {
+        self.seeds += 1;
+        self.events += report.events;
+        self.ops += report.ops;
+        for name in report.marks.keys() {
+            *self.marks.entry(name).or_default() += 1;
+        }
+        match report.outcome {
+            Outcome::Well => false,
+            Outcome::Unrecoverable => {
+                self.unrecoverable += 1;
+                false
+            }
+            Outcome::Failed(_) => {
+                self.failed.push(report.seed);
+                true
+            }
+        }
+    }
+
+    fn print(&self) {
+        println!("what happened, in how many of the seeds:");
+        for (name, count) in &self.marks {
+            println!("  {count:>6}  {name}");
+        }
+        println!(
+            "{} seeds in {:.1} s ({:.1} per second), {} requests answered, {} events; {} failed, {} unrecoverable",
+            self.seeds,
+            self.seconds,
+            self.seeds as f64 / self.seconds.max(0.001),
+            self.ops,
+            self.events,
+            self.failed.len(),
+            self.unrecoverable
+        );
+        if !self.failed.is_empty() {
+            println!("failed: {:?}", self.failed);
+        }
+    }
+}

@@ -1,0 +1,591 @@
+//! The interpreters: a daemon's start and end, what reaches its state machines, and what they want done.
+//! Mechanical, exactly as the two contracts say; nothing is decided here.
+
+use crate::node::{CONTROL, Input, Process, REPLICA};
+use crate::scenario::{MS, US};
+use crate::world::{CLUSTER, Ev, RESOURCE, VOLUME, World};
+use holdfast_control as control;
+use holdfast_replicator as rep;
+use holdfast_types::NodeId;
+
+/// The resource and volume of every world.
+const RESOURCE_IX: control::ResourceIx = control::ResourceIx(0);
+const VOLUME_IX: control::VolumeIx = control::VolumeIx(0);
+/// What passes between a daemon's threads takes up to this long.
+const HOP_NS: u64 = 30 * US;
+/// A daemon that finds the claim on its store held tries again after this.
+const CLAIM_RETRY_NS: u64 = 20 * MS;
+
+impl World {
+    fn control_config(&self, me: NodeId) -> control::Config {
+        let nodes = self.nodes.iter().map(|n| control::NodeConfig {
+            id: n.id,
+            name: format!("n{}", n.id.0),
+            voter: true,
+        });
+        control::Config {
+            me,
+            nodes: nodes.collect(),
+            resources: vec![control::ResourceConfig {
+                name: RESOURCE.into(),
+                volumes: vec![control::VolumeConfig {
+                    name: "v0".into(),
+                    size_bytes: self.scenario.geometry.bytes(),
+                }],
+                data_nodes: (0..self.scenario.data_nodes).map(NodeId).collect(),
+                unclean_promotion: if self.scenario.unclean_allow {
+                    control::UncleanPromotion::Allow
+                } else {
+                    control::UncleanPromotion::Wait
+                },
+                auto_promote: true,
+            }],
+            timing: control::Timing {
+                unclean_wait_ms: 10_000,
+                ..control::Timing::default()
+            },
+        }
+    }
+
+    fn replica_config(&self, me: NodeId) -> rep::Config {
+        rep::Config {
+            me,
+            data_nodes: (0..self.scenario.data_nodes).map(NodeId).collect(),
+            volume: VOLUME,
+            timing: rep::Timing::default(),
+            planted: self.planted,
+        }
+    }
+
+    // ---- life and death
+
+    /// Starts a daemon, once the old one's disk operations have ended.
+    pub(crate) fn start(&mut self, n: usize) {
+        if self.nodes[n].up() {
+            self.nodes[n].starting = false;
+            return;
+        }
+        if self.nodes[n].disk.as_ref().is_some_and(|d| !d.idle()) {
+            self.agenda
+                .at(self.now + CLAIM_RETRY_NS, Ev::Start { node: n });
+            return;
+        }
+        self.nodes[n].starting = false;
+        self.clear_host(n);
+        let me = self.nodes[n].id;
+        let now = self.nodes[n].clock.local(self.now);
+        let slots = &self.nodes[n].state;
+        let (stored, slots) = match control::durable::choose([&slots[0], &slots[1]]) {
+            Ok(chosen) => chosen,
+            Err(e) => return self.fail(format!("{me} cannot read its control state: {e}")),
+        };
+        let random = self.nodes[n].rng.bits();
+        let config = self.control_config(me);
+        let started = control::Node::start(config, control::Start { stored, random }, now);
+        let (control, control_actions) = match started {
+            Ok(started) => started,
+            Err(e) => return self.fail(format!("the control plane of {me} does not start: {e}")),
+        };
+        let mut replica_actions = Vec::new();
+        let mut replica = None;
+        if self.nodes[n].data {
+            let recovered = self.read_metadata(n);
+            let recovered = match recovered {
+                Ok(recovered) => recovered,
+                Err(e) => return self.fail(format!("{me} cannot read its metadata: {e}")),
+            };
+            let (config, boot_id) = (self.replica_config(me), self.nodes[n].boot_id);
+            match rep::Replica::start(config, recovered, boot_id, now, &mut replica_actions) {
+                Ok(started) => replica = Some(started),
+                Err(e) => return self.fail(format!("the replica of {me} does not start: {e}")),
+            }
+        }
+        self.trace.news(self.now, me, || "daemon starts".into());
+        let node = &mut self.nodes[n];
+        node.life += 1;
+        node.timers = [None; 2];
+        node.inbox_last = [self.now; 2];
+        node.stalled = false;
+        node.stopping = false;
+        node.process = Some(Process {
+            control,
+            replica,
+            slots,
+        });
+        self.perform_control(n, control_actions);
+        self.perform_replica(n, replica_actions);
+        for link in 0..self.links.len() {
+            if self.links[link].ends.contains(&me) {
+                self.want_connection(link);
+            }
+        }
+    }
+
+    fn read_metadata(&self, n: usize) -> Result<holdfast_meta::Recovered, String> {
+        let disk = self.nodes[n].disk.as_ref().ok_or("no disk")?;
+        let recovered = crate::check::dirty::decode(disk.cached()).map_err(|e| e.to_string())?;
+        recovered
+            .superblock
+            .check_identity(CLUSTER, VOLUME, self.nodes[n].id)
+            .map_err(|e| e.to_string())?;
+        Ok(recovered)
+    }
+
+    /// The daemon is gone: killed, or with its machine.
+    pub(crate) fn end_daemon(&mut self, n: usize, power: bool) {
+        let me = self.nodes[n].id;
+        if self.nodes[n].process.take().is_some() {
+            self.lanes_gone(n, power);
+        }
+        let node = &mut self.nodes[n];
+        node.life += 1;
+        node.timers = [None; 2];
+        node.backlog.clear();
+        node.paused = false;
+        node.open_epoch = None;
+        // A state write under way is there, or not, or torn.
+        if let Some((_, slot, mut bytes)) = node.writing.take() {
+            match node.rng.below(3) {
+                0 => {}
+                1 => node.state[slot] = bytes,
+                _ => {
+                    let torn = node.rng.below(bytes.len() as u64) as usize;
+                    bytes.truncate(torn);
+                    let old = std::mem::take(&mut node.state[slot]);
+                    bytes.extend(old.into_iter().skip(torn));
+                    node.state[slot] = bytes;
+                }
+            }
+        }
+        self.trace.news(self.now, me, || {
+            if power {
+                "loses power".into()
+            } else {
+                "daemon ends".into()
+            }
+        });
+        if power {
+            self.clear_host(n);
+            if let Some(disk) = &mut self.nodes[n].disk {
+                disk.power_cut();
+            }
+            let node = &mut self.nodes[n];
+            node.boot_id = u128::from(node.rng.bits());
+            node.clock.zero_at = self.now;
+            node.lost_at = self.now;
+        } else {
+            if let Some(disk) = &mut self.nodes[n].disk {
+                disk.kill();
+            }
+            let life = self.nodes[n].life;
+            let at = self.now + self.rng.host.below(50 * MS);
+            self.agenda.at(at, Ev::DaemonGone { node: n, life });
+        }
+        self.mesh_gone(n, power);
+    }
+
+    /// A start after `delay`.
+    pub(crate) fn start_later(&mut self, n: usize, delay: u64) {
+        if !self.nodes[n].starting {
+            self.nodes[n].starting = true;
+            self.agenda.at(self.now + delay, Ev::Start { node: n });
+        }
+    }
+
+    // ---- what reaches a daemon
+
+    pub(crate) fn input(&mut self, n: usize, input: Input) {
+        if !self.nodes[n].up() {
+            return;
+        }
+        if self.nodes[n].paused {
+            self.nodes[n].backlog.push_back(input);
+            return;
+        }
+        match input {
+            Input::Replica(event) => self.replica(n, event),
+            Input::Control(event) => self.control(n, event),
+        }
+    }
+
+    /// What a daemon finds when it goes on.
+    pub(crate) fn resume(&mut self, n: usize) {
+        if !self.nodes[n].up() || !self.nodes[n].paused {
+            return;
+        }
+        self.trace
+            .news(self.now, NodeId(n as u8), || "daemon goes on".into());
+        self.nodes[n].paused = false;
+        let timers_first = self.rng.fault.coin();
+        if timers_first {
+            self.tick_due(n);
+        }
+        while let Some(input) = self.nodes[n].backlog.pop_front() {
+            self.input(n, input);
+            if self.nodes[n].paused || self.outcome.is_some() {
+                break;
+            }
+        }
+        self.tick_due(n);
+    }
+
+    fn tick_due(&mut self, n: usize) {
+        self.nodes[n].timers = [None; 2];
+        for which in [REPLICA, CONTROL] {
+            self.rearm(n, which);
+            if self.nodes[n].timers[which].is_some_and(|at| at <= self.now) {
+                let life = self.nodes[n].life;
+                self.tick(n, life, which);
+            }
+        }
+    }
+
+    pub(crate) fn tick(&mut self, n: usize, life: u64, which: usize) {
+        let node = &mut self.nodes[n];
+        if node.life != life || node.timers[which] != Some(self.now) || node.paused {
+            return;
+        }
+        node.timers[which] = None;
+        let now = node.clock.local(self.now);
+        if self.deadline(n, which).is_none_or(|at| at > now) {
+            self.rearm(n, which);
+        } else if which == REPLICA {
+            self.replica(n, rep::Event::Tick);
+        } else {
+            self.control(n, control::Event::Tick);
+        }
+    }
+
+    fn deadline(&self, n: usize, which: usize) -> Option<rep::Now> {
+        let process = self.nodes[n].process.as_ref()?;
+        if which == REPLICA {
+            Some(process.replica.as_ref()?.deadline())
+        } else {
+            process.control.deadline()
+        }
+    }
+
+    fn rearm(&mut self, n: usize, which: usize) {
+        let Some(deadline) = self.deadline(n, which) else {
+            return;
+        };
+        let node = &mut self.nodes[n];
+        let at = node.clock.true_time(deadline).max(self.now);
+        if node.timers[which].is_none_or(|t| at < t || t < self.now) {
+            node.timers[which] = Some(at);
+            self.agenda.at(
+                at,
+                Ev::Tick {
+                    node: n,
+                    life: node.life,
+                    which,
+                },
+            );
+        }
+    }
+
+    pub(crate) fn replica(&mut self, n: usize, event: rep::Event) {
+        let me = self.nodes[n].id;
+        self.trace.line(self.now, me, || {
+            format!("replica <- {}", brief_event(&event))
+        });
+        let now = self.nodes[n].clock.local(self.now);
+        let Some(replica) = self.nodes[n]
+            .process
+            .as_mut()
+            .and_then(|p| p.replica.as_mut())
+        else {
+            return;
+        };
+        let mut actions = Vec::new();
+        replica.handle(now, event, &mut actions);
+        self.perform_replica(n, actions);
+        self.rearm(n, REPLICA);
+    }
+
+    pub(crate) fn control(&mut self, n: usize, event: control::Event) {
+        let me = self.nodes[n].id;
+        self.trace.line(self.now, me, || match &event {
+            control::Event::Message { from, msg } => {
+                format!("control <- {} from {from}", msg.word())
+            }
+            other => format!("control <- {other:?}"),
+        });
+        let now = self.nodes[n].clock.local(self.now);
+        let Some(process) = self.nodes[n].process.as_mut() else {
+            return;
+        };
+        let actions = process.control.handle(now, event);
+        self.perform_control(n, actions);
+        self.rearm(n, CONTROL);
+    }
+
+    /// Hands something from one thread of the daemon to the other, in order.
+    fn hop(&mut self, n: usize, to: usize, input: Input) {
+        let node = &mut self.nodes[n];
+        let at = (self.now + self.rng.host.below(HOP_NS)).max(node.inbox_last[to]);
+        node.inbox_last[to] = at;
+        self.agenda.in_order(
+            at,
+            Ev::In {
+                node: n,
+                life: node.life,
+                input,
+            },
+        );
+    }
+
+    // ---- what a replica wants
+
+    fn perform_replica(&mut self, n: usize, actions: Vec<rep::Action>) {
+        let me = self.nodes[n].id;
+        for action in actions {
+            match action {
+                rep::Action::Disk { io, op } => self.submit(n, io, op),
+                rep::Action::Send { peer, frame } => self.send_frame(n, peer, &frame),
+                rep::Action::Disconnect { peer } => self.disconnect(n, peer),
+                rep::Action::Complete { req, result } => self.complete(n, req, result),
+                rep::Action::Control(msg) => {
+                    self.trace
+                        .line(self.now, me, || format!("replica says {msg:?}"));
+                    self.heard_from_replica(n, &msg);
+                    let event = control::Event::Replica {
+                        resource: RESOURCE_IX,
+                        volume: VOLUME_IX,
+                        msg,
+                    };
+                    self.hop(n, CONTROL, Input::Control(event));
+                }
+                rep::Action::Note(note) => self.replica_note(n, note),
+            }
+        }
+        self.rearm(n, REPLICA);
+    }
+
+    fn submit(&mut self, n: usize, io: rep::IoId, op: rep::DiskOp) {
+        let me = self.nodes[n].id;
+        self.trace
+            .line(self.now, me, || format!("disk {}: {}", io.0, brief_op(&op)));
+        let life = self.nodes[n].life;
+        let Some(disk) = &mut self.nodes[n].disk else {
+            return;
+        };
+        let (key, at) = disk.submit(self.now, life, io, op);
+        self.agenda.at(at, Ev::Disk { node: n, key });
+    }
+
+    pub(crate) fn disk_ends(&mut self, n: usize, key: u64) {
+        let Some(disk) = &mut self.nodes[n].disk else {
+            return;
+        };
+        match disk.end(self.now, key) {
+            Err(later) => self.agenda.at(later, Ev::Disk { node: n, key }),
+            Ok(None) => {}
+            Ok(Some(done)) => {
+                if let Ok(bytes) = &done.result {
+                    self.trace.mix_bytes(bytes);
+                }
+                if done.life == self.nodes[n].life {
+                    let event = rep::Event::DiskDone {
+                        io: done.io,
+                        result: done.result,
+                    };
+                    self.input(n, Input::Replica(event));
+                }
+            }
+        }
+    }
+
+    /// What a replica says is the earliest anybody knows of it.
+    fn heard_from_replica(&mut self, n: usize, msg: &rep::ToControl) {
+        match msg {
+            rep::ToControl::Opened { epoch } => self.opened(n, epoch.0),
+            rep::ToControl::DiskFailed => self.trace.mark("disk failed"),
+            rep::ToControl::ProposeSet { why, .. } => self.trace.mark(match why {
+                rep::SetChange::Lost => "member lost",
+                rep::SetChange::Slow => "member slow",
+                rep::SetChange::DiskFailed => "member's disk failed",
+                rep::SetChange::Restarted => "member restarted",
+                rep::SetChange::Invalidated => "member invalidated",
+                rep::SetChange::Synced => "member synced",
+            }),
+            rep::ToControl::Stopped => self.trace.mark("replica stopped in good order"),
+            rep::ToControl::Started { .. }
+            | rep::ToControl::Promised { .. }
+            | rep::ToControl::Drained { .. }
+            | rep::ToControl::Deposed { .. } => {}
+        }
+    }
+
+    fn replica_note(&mut self, n: usize, note: rep::Note) {
+        match &note {
+            rep::Note::Attached { member: true, .. } => self.trace.mark("member attached"),
+            rep::Note::Attached { member: false, .. } => self.trace.mark("non-member attached"),
+            rep::Note::Detached { .. } => self.trace.mark("session ended"),
+            rep::Note::Resynced { equal_blocks, .. } if *equal_blocks > 0 => {
+                self.trace.mark("resync found equal blocks");
+            }
+            rep::Note::Resynced { .. } => self.trace.mark("resync complete"),
+            rep::Note::Reconciled { blocks: 0 } => self.trace.mark("nothing to reconcile"),
+            rep::Note::Reconciled { .. } => self.trace.mark("reconciled"),
+            rep::Note::Verified { .. } => self.trace.mark("verify ended"),
+            rep::Note::DiskFailed { .. } => self.trace.mark("disk failure noted"),
+            rep::Note::Protocol { .. } => self.trace.mark("protocol note"),
+        }
+        if let rep::Note::Protocol { peer, what } = &note {
+            let why = format!("G7: node {n} finds {peer} at fault: {what}");
+            self.fail(why);
+        }
+        self.trace
+            .news(self.now, NodeId(n as u8), || format!("{note:?}"));
+    }
+
+    // ---- what a control plane wants
+
+    fn perform_control(&mut self, n: usize, actions: Vec<control::Action>) {
+        let me = self.nodes[n].id;
+        for action in actions {
+            match action {
+                control::Action::Persist { ticket, bytes } => self.persist(n, ticket, &bytes),
+                control::Action::Send { to, msg } => self.send_message(n, to, &msg),
+                control::Action::Replica { msg, .. } => {
+                    self.trace
+                        .line(self.now, me, || format!("control says {msg:?}"));
+                    if let control::FromControl::View(view) | control::FromControl::Lead(view) =
+                        &msg
+                    {
+                        self.committed(n, *view);
+                    }
+                    self.hop(n, REPLICA, Input::Replica(rep::Event::Control(msg)));
+                }
+                control::Action::Host { step, .. } => self.host_step(n, step),
+                control::Action::LeaseDeadline { until, .. } => self.lease_deadline(n, until),
+                control::Action::Reply { reply, .. } => self.admin_reply(n, &reply),
+                control::Action::Note(note) => self.control_note(n, &note),
+                control::Action::Stopped => {
+                    let life = self.nodes[n].life;
+                    self.agenda.in_order(
+                        self.now,
+                        Ev::Undo(crate::faults::Undo::Stopped { node: n, life }),
+                    );
+                }
+            }
+        }
+        self.rearm(n, CONTROL);
+    }
+
+    fn persist(&mut self, n: usize, ticket: control::Ticket, bytes: &[u8]) {
+        self.trace.mix_bytes(bytes);
+        let node = &mut self.nodes[n];
+        if node.writing.is_some() {
+            return self.fail(format!("node {n} persists its control state twice at once"));
+        }
+        let Some(process) = &mut node.process else {
+            return;
+        };
+        let (slot, bytes) = process.slots.next(bytes);
+        node.writing = Some((ticket, slot, bytes));
+        let delay = 50 * US + node.rng.below(3 * MS);
+        self.agenda.at(
+            self.now + delay,
+            Ev::Persisted {
+                node: n,
+                life: node.life,
+            },
+        );
+    }
+
+    pub(crate) fn persisted(&mut self, n: usize, life: u64) {
+        let node = &mut self.nodes[n];
+        if node.life != life {
+            return;
+        }
+        if let Some((ticket, slot, bytes)) = node.writing.take() {
+            node.state[slot] = bytes;
+            self.input(n, Input::Control(control::Event::Persisted { ticket }));
+        }
+    }
+
+    fn control_note(&mut self, n: usize, note: &control::Note) {
+        let me = self.nodes[n].id;
+        match note {
+            control::Note::Leader { leader, term } => {
+                let result = self.checks.consensus.leader(*leader, *term);
+                self.must(result);
+            }
+            control::Note::VoterAdmitted { .. } => self.trace.mark("voter admitted anew"),
+            control::Note::Candidate { .. } => self.trace.mark("candidate"),
+            control::Note::Withdrawn { .. } => self.trace.mark("candidate withdrawn"),
+            control::Note::SteppingDown { why, .. } => self.trace.mark(match why {
+                control::StepDownReason::LeaseLost => "stepped down: lease lost",
+                control::StepDownReason::Deposed => "stepped down: deposed",
+                control::StepDownReason::HandOver { .. } => "stepped down: handed over",
+                control::StepDownReason::Demoted => "stepped down: demoted",
+                control::StepDownReason::DiskFailed => "stepped down: disk failed",
+                control::StepDownReason::Restarted => "stepped down: replica restarted",
+                control::StepDownReason::Shutdown => "stepped down: shutdown",
+            }),
+            control::Note::Protocol { from, what } => {
+                self.trace.mark("control protocol note");
+                self.trace.line(self.now, me, || {
+                    format!("control finds {from} at fault: {what}")
+                });
+            }
+            control::Note::Formed
+            | control::Note::Detected { .. }
+            | control::Note::Promoted { .. }
+            | control::Note::Opened { .. }
+            | control::Note::Step { .. }
+            | control::Note::StepFailed { .. }
+            | control::Note::Up { .. }
+            | control::Note::SteppedDown { .. }
+            | control::Note::SetChanged { .. } => {}
+        }
+        self.trace.news(self.now, me, || format!("{note:?}"));
+    }
+}
+
+/// A disk operation in a few words.
+fn brief_op(op: &rep::DiskOp) -> String {
+    match op {
+        rep::DiskOp::Read { offset, len } => format!("read {len} at {offset}"),
+        rep::DiskOp::Write {
+            offset,
+            data,
+            durable,
+        } => {
+            format!(
+                "write {} at {offset}{}",
+                data.len(),
+                if *durable { " durable" } else { "" }
+            )
+        }
+        rep::DiskOp::Zero { offset, len, .. } => format!("zero {len} at {offset}"),
+        rep::DiskOp::Flush => "flush".into(),
+    }
+}
+
+fn brief_event(event: &rep::Event) -> String {
+    match event {
+        rep::Event::Frame { peer, frame } => format!("{peer}: {}", crate::lanes::brief(frame)),
+        rep::Event::DiskDone { io, result } => {
+            format!(
+                "disk {} {}",
+                io.0,
+                if result.is_ok() { "done" } else { "FAILED" }
+            )
+        }
+        rep::Event::Request { req, request } => match request {
+            rep::Request::Write { offset, data, fua } => {
+                format!(
+                    "request {}: write {} at {offset}{}",
+                    req.0,
+                    data.len(),
+                    if *fua { " fua" } else { "" }
+                )
+            }
+            other => format!("request {}: {other:?}", req.0),
+        },
+        other => format!("{other:?}"),
+    }
+}

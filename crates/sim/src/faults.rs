@@ -1,0 +1,501 @@
+//! Faults: what goes wrong, when, and how it ends.
+//!
+//! The budget: a copy is destroyed (wiped, or its disk fails) only where another member of the committed
+//! set is healthy and unharmed, and one machine at a time; one voter per run loses its control state. All
+//! else may coincide. If the faults destroy the last good copy all the same, the run ends as unrecoverable.
+
+use crate::disk::Errors;
+use crate::rng::Ratio;
+use crate::scenario::{Fault, MS, S};
+use crate::world::{Ev, World};
+use holdfast_control::{self as control, AdminId, AdminRequest, VolumeIx};
+use holdfast_meta::BitmapStart;
+use holdfast_types::NodeId;
+
+/// What ends after a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undo {
+    /// A stopped daemon goes on.
+    Resume { node: usize, life: u64 },
+    /// A blocked way opens.
+    Open { data: bool, from: usize, to: usize },
+    /// A slow lane is as fast as before.
+    Unclog {
+        link: usize,
+        way: usize,
+        lane: usize,
+    },
+    /// Control messages are as fast as before.
+    UnclogMessages { from: usize, to: usize },
+    /// A slow disk is as fast as before.
+    Fast { node: usize },
+    /// A failed disk is replaced by a blank one.
+    Replace { node: usize },
+    /// A daemon has stopped in good order (or takes too long about it).
+    Stopped { node: usize, life: u64 },
+}
+
+/// A slow disk is this many times slower.
+const SLOW_TIMES: u64 = 30;
+/// A daemon that does not stop in good order is killed after this.
+const STOP_NS: u64 = 5 * S;
+/// A disk that ends nothing for so long is reported as stalled.
+const STALL_NS: u64 = S;
+
+impl World {
+    pub(crate) fn fault_due(&mut self, fault: Fault) {
+        if self.healed_at.is_some() {
+            return;
+        }
+        let gap = self
+            .scenario
+            .faults
+            .iter()
+            .find(|f| f.0 == fault)
+            .map_or(S, |f| f.1);
+        let next = self.now + 1 + self.rng.fault.below(2 * gap);
+        self.agenda.at(next, Ev::Fault(fault));
+        let n = self.rng.fault.below(self.nodes.len() as u64) as usize;
+        let d = self.rng.fault.below(self.scenario.data_nodes.into()) as usize;
+        match fault {
+            Fault::Kill => {
+                let n = if self.rng.fault.coin() {
+                    self.primary_or(d)
+                } else {
+                    n
+                };
+                self.kill(n);
+            }
+            Fault::PowerCut => {
+                let n = if self.rng.fault.coin() {
+                    self.primary_or(d)
+                } else {
+                    n
+                };
+                let delay = self.downtime();
+                self.cut_power(n, delay);
+            }
+            Fault::PowerAll => {
+                // Rarer than its peers: little survives it to look at.
+                if self.rng.fault.below(3) == 0 {
+                    for n in 0..self.nodes.len() {
+                        let delay = self.downtime();
+                        self.cut_power(n, delay);
+                    }
+                    self.trace.mark("all power cut");
+                }
+            }
+            Fault::Pause => {
+                let n = if self.rng.fault.coin() {
+                    self.primary_or(d)
+                } else {
+                    n
+                };
+                self.pause(n);
+            }
+            Fault::Partition => self.partition(n),
+            Fault::LinkBreak => {
+                let link = self.rng.fault.below(self.links.len() as u64) as usize;
+                self.trace
+                    .news(self.now, "net", || format!("connection {link} breaks"));
+                self.break_link(link);
+            }
+            Fault::Clog => self.clog(n),
+            Fault::DiskErrors => self.disk_errors(d),
+            Fault::DiskHang => {
+                let until = self.now + self.rng.fault.between(50 * MS, 6 * S);
+                if let Some(disk) = &mut self.nodes[d].disk {
+                    disk.hung_until = until;
+                }
+                self.trace.news(self.now, NodeId(d as u8), || {
+                    format!("disk hangs until {:.3} ms", until as f64 / 1e6)
+                });
+                self.agenda.at(self.now + STALL_NS, Ev::Stall { node: d });
+            }
+            Fault::DiskSlow => {
+                let normal = self.scenario.disks[d];
+                if let Some(disk) = &mut self.nodes[d].disk {
+                    disk.latency.spread_ns = normal.spread_ns * SLOW_TIMES;
+                }
+                let at = self.now + self.rng.fault.between(100 * MS, 5 * S);
+                self.agenda.at(at, Ev::Undo(Undo::Fast { node: d }));
+            }
+            Fault::Wipe => self.wipe(d),
+            Fault::StateLoss => self.lose_state(n),
+            Fault::Promote => {
+                let request = AdminRequest::Promote {
+                    resource: crate::world::RESOURCE.into(),
+                    node: Some(NodeId(d as u8)),
+                    force: None,
+                };
+                self.admin(n, request);
+            }
+            Fault::Verify => {
+                let (resource, volume, node) = (
+                    crate::world::RESOURCE.to_string(),
+                    Some(VolumeIx(0)),
+                    NodeId(d as u8),
+                );
+                let request = if self.rng.fault.below(4) == 0 {
+                    AdminRequest::Invalidate {
+                        resource,
+                        volume,
+                        node,
+                    }
+                } else {
+                    AdminRequest::Verify {
+                        resource,
+                        volume,
+                        node,
+                    }
+                };
+                self.admin(n, request);
+            }
+            Fault::CleanRestart => self.stop_cleanly(n),
+        }
+    }
+
+    fn primary_or(&mut self, other: usize) -> usize {
+        self.nodes
+            .iter()
+            .position(|n| n.open_epoch.is_some())
+            .unwrap_or(other)
+    }
+
+    fn downtime(&mut self) -> u64 {
+        let longest = *self.rng.fault.pick(&[200 * MS, 2 * S, 8 * S]);
+        self.rng.fault.between(10 * MS, longest)
+    }
+
+    fn kill(&mut self, n: usize) {
+        if !self.nodes[n].up() {
+            return;
+        }
+        self.trace.mark("killed");
+        self.compare_now();
+        self.end_daemon(n, false);
+        let delay = self.downtime();
+        self.start_later(n, delay);
+    }
+
+    pub(crate) fn cut_power(&mut self, n: usize, delay: u64) {
+        self.trace.mark("power cut");
+        self.compare_now();
+        let node = &mut self.nodes[n];
+        // A daemon that stopped in good order has nothing to lose.
+        let stopped_clean = node.process.is_none() && node.data && self.clean_mark(n);
+        let node = &mut self.nodes[n];
+        let had = node
+            .disk
+            .as_ref()
+            .is_some_and(|d| d.cached() != d.stable() || !d.idle());
+        if !stopped_clean {
+            node.unclean = node.data;
+            node.lossy |= had;
+        }
+        self.end_daemon(n, true);
+        self.start_later(n, delay);
+        self.compare_now();
+    }
+
+    fn clean_mark(&self, n: usize) -> bool {
+        self.nodes[n]
+            .disk
+            .as_ref()
+            .and_then(|d| crate::check::dirty::decode(d.stable()).ok())
+            .is_some_and(|r| r.superblock.clean)
+    }
+
+    fn pause(&mut self, n: usize) {
+        if !self.nodes[n].up() || self.nodes[n].paused {
+            return;
+        }
+        self.trace.mark("paused");
+        self.nodes[n].paused = true;
+        let longest = *self.rng.fault.pick(&[300 * MS, 3 * S, 10 * S]);
+        let length = self.rng.fault.between(10 * MS, longest);
+        self.trace.news(self.now, NodeId(n as u8), || {
+            format!("daemon is stopped for {} ms", length / MS)
+        });
+        let life = self.nodes[n].life;
+        self.agenda
+            .at(self.now + length, Ev::Undo(Undo::Resume { node: n, life }));
+    }
+
+    fn partition(&mut self, n: usize) {
+        let networks = match self.rng.fault.below(3) {
+            0 => vec![true],
+            1 => vec![false],
+            _ => vec![true, false],
+        };
+        let all = 0..self.nodes.len();
+        // One pair, one machine from all others, or two sides.
+        let mut pairs: Vec<(usize, usize)> = match self.rng.fault.below(3) {
+            0 => {
+                let other = (n + 1 + self.rng.fault.below(self.nodes.len() as u64 - 1) as usize)
+                    % self.nodes.len();
+                vec![(n, other)]
+            }
+            1 => all.clone().filter(|&m| m != n).map(|m| (n, m)).collect(),
+            _ => {
+                let side = self.rng.fault.bits();
+                let of = |m: usize| side >> m & 1 == 1;
+                all.clone()
+                    .flat_map(|a| all.clone().map(move |b| (a, b)))
+                    .filter(|&(a, b)| of(a) && !of(b))
+                    .collect()
+            }
+        };
+        match self.rng.fault.below(3) {
+            0 => {}
+            1 => pairs.iter_mut().for_each(|p| *p = (p.1, p.0)),
+            _ => pairs.extend(pairs.clone().into_iter().map(|(a, b)| (b, a))),
+        }
+        let longest = *self.rng.fault.pick(&[500 * MS, 3 * S, 10 * S]);
+        let end = self.now + self.rng.fault.between(20 * MS, longest);
+        self.trace.news(self.now, "net", || {
+            format!(
+                "{} blocked until {:.3} ms: {pairs:?}",
+                if networks.len() == 2 {
+                    "all"
+                } else if networks[0] {
+                    "data"
+                } else {
+                    "control"
+                },
+                end as f64 / 1e6
+            )
+        });
+        self.trace.mark("partition");
+        for &data in &networks {
+            for &(from, to) in &pairs {
+                let blocks = if data {
+                    &mut self.data_blocks
+                } else {
+                    &mut self.message_blocks
+                };
+                blocks.block(from, to);
+                self.agenda.at(end, Ev::Undo(Undo::Open { data, from, to }));
+                if data && let Some(link) = self.link_of(NodeId(from as u8), NodeId(to as u8)) {
+                    let conn = self.links[link].conn;
+                    self.give_up_later(link, conn);
+                }
+            }
+        }
+    }
+
+    fn clog(&mut self, n: usize) {
+        let length = self.rng.fault.between(20 * MS, 4 * S);
+        let by = self.rng.fault.between(MS, 800 * MS);
+        if self.rng.fault.coin() {
+            let link = self.rng.fault.below(self.links.len() as u64) as usize;
+            let (way, lane) = (
+                self.rng.fault.below(2) as usize,
+                self.rng.fault.below(2) as usize,
+            );
+            self.links[link].ways[way].clog_ns[lane] = by;
+            self.agenda.at(
+                self.now + length,
+                Ev::Undo(Undo::Unclog { link, way, lane }),
+            );
+        } else {
+            let to = self.rng.fault.below(self.nodes.len() as u64) as usize;
+            self.message_clog_ns[n][to] = by;
+            self.agenda.at(
+                self.now + length,
+                Ev::Undo(Undo::UnclogMessages { from: n, to }),
+            );
+        }
+    }
+
+    /// May the copy on `n` be destroyed? See the budget above.
+    fn expendable(&self, n: usize) -> bool {
+        let members = self.checks.promotion.in_sync();
+        let unharmed = |m: &crate::node::SimNode| {
+            m.data && !m.bad_disk && !m.strange_disk && !m.unclean && members.has(m.id)
+        };
+        let harmed = self.nodes.iter().any(|m| m.bad_disk || m.strange_disk);
+        let primary = self.checks.promotion.committed().and_then(|v| v.primary);
+        let me = self.nodes[n].id;
+        self.created
+            && !harmed
+            && primary != Some(me)
+            && self
+                .nodes
+                .iter()
+                .any(|m| m.id != me && m.up() && unharmed(m))
+    }
+
+    fn disk_errors(&mut self, n: usize) {
+        // The primary's disk may fail as well, as long as it is not the last.
+        let members = self.checks.promotion.in_sync();
+        let harmed = self
+            .nodes
+            .iter()
+            .any(|m| m.bad_disk || m.strange_disk || m.unclean);
+        let last = !self.expendable(n) && (harmed || members.len() < 2);
+        if last || !self.nodes[n].up() {
+            return;
+        }
+        let kinds = [
+            Errors {
+                write: Ratio::new(1, 1),
+                flush: Ratio::new(1, 1),
+                read: Ratio::NEVER,
+            },
+            Errors {
+                write: Ratio::new(1, 20),
+                ..Errors::NONE
+            },
+            Errors {
+                flush: Ratio::new(1, 2),
+                ..Errors::NONE
+            },
+            Errors {
+                read: Ratio::new(1, 10),
+                ..Errors::NONE
+            },
+        ];
+        let errors = *self.rng.fault.pick(&kinds);
+        self.trace.mark("disk errors");
+        self.trace.news(self.now, NodeId(n as u8), || {
+            format!("disk fails: {errors:?}")
+        });
+        self.nodes[n].bad_disk = true;
+        if let Some(disk) = &mut self.nodes[n].disk {
+            disk.errors = errors;
+        }
+        let at = self.now + self.rng.fault.between(S, 8 * S);
+        self.agenda.at(at, Ev::Undo(Undo::Replace { node: n }));
+    }
+
+    fn wipe(&mut self, n: usize) {
+        if self.expendable(n) && self.rng.fault.coin() {
+            let delay = self.downtime();
+            self.replace_disk(n, delay);
+        }
+    }
+
+    /// The machine is switched off, gets a blank disk, and comes back.
+    fn replace_disk(&mut self, n: usize, delay: u64) {
+        self.trace.mark("disk replaced");
+        self.trace
+            .news(self.now, NodeId(n as u8), || "gets a blank disk".into());
+        self.end_daemon(n, true);
+        let node = &mut self.nodes[n];
+        if let Some(disk) = &mut node.disk {
+            disk.wipe();
+        }
+        node.bad_disk = false;
+        node.strange_disk = true;
+        node.unclean = true;
+        node.lossy = true;
+        self.initialise(n, BitmapStart::AllDirty);
+        self.start_later(n, delay);
+    }
+
+    fn lose_state(&mut self, n: usize) {
+        if self.state_lost || !self.created || !self.nodes.iter().all(|m| m.up() && !m.paused) {
+            return;
+        }
+        self.state_lost = true;
+        self.trace.mark("control state lost");
+        self.end_daemon(n, false);
+        self.nodes[n].state = Default::default();
+        let delay = self.downtime();
+        self.start_later(n, delay);
+    }
+
+    fn stop_cleanly(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        if !node.up() || node.paused || node.stopping {
+            return;
+        }
+        self.trace.mark("orderly stop");
+        self.nodes[n].stopping = true;
+        let life = self.nodes[n].life;
+        self.agenda.at(
+            self.now + STOP_NS,
+            Ev::Undo(Undo::Stopped { node: n, life }),
+        );
+        self.control(n, control::Event::Stop);
+    }
+
+    pub(crate) fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Resume { node, life } => {
+                if self.nodes[node].life == life {
+                    self.resume(node);
+                }
+            }
+            Undo::Open { data, from, to } => self.open_way(data, from, to),
+            Undo::Unclog { link, way, lane } => self.links[link].ways[way].clog_ns[lane] = 0,
+            Undo::UnclogMessages { from, to } => self.message_clog_ns[from][to] = 0,
+            Undo::Fast { node } => {
+                let normal = self.scenario.disks[node];
+                if let Some(disk) = &mut self.nodes[node].disk {
+                    disk.latency = normal;
+                }
+            }
+            Undo::Replace { node } => {
+                if self.nodes[node].bad_disk {
+                    let delay = self.downtime();
+                    self.replace_disk(node, delay);
+                }
+            }
+            Undo::Stopped { node, life } => {
+                if self.nodes[node].life == life {
+                    self.end_daemon(node, false);
+                    let delay = self.downtime();
+                    self.start_later(node, delay);
+                }
+            }
+        }
+    }
+
+    fn open_way(&mut self, data: bool, from: usize, to: usize) {
+        if !data {
+            self.message_blocks.open(from, to);
+            return;
+        }
+        if self.data_blocks.open(from, to)
+            && let Some(link) = self.link_of(NodeId(from as u8), NodeId(to as u8))
+        {
+            let end = self.links[link].end_of(NodeId(from as u8));
+            self.release_held(link, end);
+        }
+    }
+
+    pub(crate) fn look_for_stall(&mut self, n: usize) {
+        let Some(disk) = &self.nodes[n].disk else {
+            return;
+        };
+        let hangs = self.now < disk.hung_until;
+        let stalled = hangs && !disk.idle();
+        if hangs {
+            let again = (self.now + STALL_NS / 4).min(disk.hung_until);
+            self.agenda.at(again, Ev::Stall { node: n });
+        }
+        if stalled != self.nodes[n].stalled && self.nodes[n].up() {
+            self.nodes[n].stalled = stalled;
+            self.trace.mark("disk stalled");
+            let resource = control::ResourceIx(0);
+            self.input(
+                n,
+                crate::node::Input::Control(control::Event::DiskStalled { resource, stalled }),
+            );
+        }
+    }
+
+    pub(crate) fn admin(&mut self, n: usize, request: AdminRequest) {
+        self.admin_id += 1;
+        let id = AdminId(self.admin_id);
+        self.trace.news(self.now, NodeId(n as u8), || {
+            format!("operator: {request:?}")
+        });
+        self.input(
+            n,
+            crate::node::Input::Control(control::Event::Admin { id, request }),
+        );
+    }
+}

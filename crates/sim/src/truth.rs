@@ -1,0 +1,153 @@
+//! What is true: what was committed, who serves, what the operator does, when replicas are compared.
+
+use crate::check::dirty;
+use crate::scenario::MS;
+use crate::world::{Ev, RESOURCE, VOLUME, World};
+use holdfast_control::{AdminReply, AdminRequest, CreateVolume};
+use holdfast_replicator::View;
+use holdfast_types::{NodeId, NodeSet};
+
+/// Time between two comparisons of all replicas (besides those at crashes).
+const COMPARE_NS: u64 = 250 * MS;
+
+impl World {
+    /// A node applied a record.
+    pub(crate) fn committed(&mut self, n: usize, view: View) {
+        let result = self.checks.consensus.applied(view);
+        self.must(result);
+        let change = match self.checks.promotion.applied(view) {
+            Ok(Some(change)) => change,
+            Ok(None) => return,
+            Err(why) => return self.fail(why),
+        };
+        self.trace.news(self.now, NodeId(n as u8), || {
+            format!(
+                "knows first: record {}, epoch {}, primary {:?}, in sync {:?}",
+                view.generation, view.epoch, view.primary, view.in_sync
+            )
+        });
+        for m in change.grown.iter() {
+            let node = &mut self.nodes[usize::from(m.0)];
+            node.unclean = false;
+            node.lossy = false;
+            node.strange_disk = false;
+        }
+        if let Some((primary, members)) = change.promoted {
+            self.trace.mark("promoted");
+            self.may_have_lost(primary, members);
+        }
+    }
+
+    /// A node whose cache was lost is promoted: that is permitted only if no member kept its own, or by policy.
+    fn may_have_lost(&mut self, primary: NodeId, members: NodeSet) {
+        let node = &self.nodes[usize::from(primary.0)];
+        if !node.unclean {
+            return;
+        }
+        let clean = self
+            .nodes
+            .iter()
+            .find(|m| members.has(m.id) && !m.unclean)
+            .map(|m| m.id);
+        if let (Some(clean), true, false) = (clean, node.lossy, self.scenario.unclean_allow) {
+            return self.fail(format!(
+                "G3: {primary} lost its cache and is promoted, although member {clean} did not"
+            ));
+        }
+        self.trace.mark("an unclean member is promoted");
+        self.checks.history.rollback();
+        for m in members.iter() {
+            let node = &mut self.nodes[usize::from(m.0)];
+            if node.unclean && (m == primary || !node.strange_disk) {
+                node.lossy = false;
+            }
+        }
+        self.nodes[usize::from(primary.0)].unclean = false;
+    }
+
+    /// A node's device opens.
+    pub(crate) fn opened(&mut self, n: usize, epoch: u64) {
+        self.trace.mark("opened");
+        self.trace.news(self.now, NodeId(n as u8), || {
+            format!("opens in epoch {epoch}")
+        });
+        let result = self.checks.exclusive.opened(n, epoch);
+        self.must(result);
+        self.checks.history.opened(self.now, epoch);
+        self.nodes[n].open_epoch = Some(epoch);
+    }
+
+    /// The operator's `create`, repeated until it is done.
+    pub(crate) fn create(&mut self) {
+        if self.created {
+            return;
+        }
+        let data = || self.nodes.iter().filter(|n| n.data);
+        let request = AdminRequest::Create {
+            resource: RESOURCE.into(),
+            volumes: vec![CreateVolume {
+                id: VOLUME,
+                size_bytes: self.scenario.geometry.bytes(),
+                in_sync: data().map(|n| n.id).collect(),
+                replicas: data().map(|n| (n.id, n.incarnation)).collect(),
+            }],
+        };
+        self.admin(0, request);
+        self.agenda.at(self.now + 500 * MS, Ev::Create);
+    }
+
+    pub(crate) fn admin_reply(&mut self, n: usize, reply: &AdminReply) {
+        self.trace.news(self.now, NodeId(n as u8), || {
+            format!("answers the operator: {reply:?}")
+        });
+        match reply {
+            AdminReply::Done { .. } => {
+                self.created = true;
+                self.trace.mark("operator's request done");
+            }
+            AdminReply::Refused { .. } => self.trace.mark("operator's request refused"),
+            AdminReply::TimedOut { .. } => self.trace.mark("operator's request timed out"),
+            AdminReply::Status(_) => {}
+        }
+    }
+
+    pub(crate) fn compare(&mut self) {
+        self.agenda.at(self.now + COMPARE_NS, Ev::Compare);
+        self.compare_now();
+    }
+
+    /// Checks G4 as of this instant.
+    pub(crate) fn compare_now(&mut self) {
+        let members = self.checks.promotion.in_sync();
+        if members.is_empty() || self.outcome.is_some() {
+            return;
+        }
+        let mut replicas = Vec::new();
+        for node in self.nodes.iter().filter(|n| !n.bad_disk && !n.strange_disk) {
+            let Some(disk) = &node.disk else { continue };
+            match dirty::decode(disk.stable()) {
+                Ok(meta) => replicas.push(dirty::Replica {
+                    node: node.id,
+                    cached: disk.cached(),
+                    stable: disk.stable(),
+                    meta,
+                }),
+                Err(e) => {
+                    let why = format!("G4: the metadata of {} cannot be read: {e}", node.id);
+                    return self.fail(why);
+                }
+            }
+        }
+        let g = self.scenario.geometry;
+        let mut result = Ok(());
+        'all: for member in replicas.iter().filter(|r| members.has(r.node)) {
+            for other in replicas.iter().filter(|r| r.node != member.node) {
+                result = dirty::compare(&g, member, other);
+                if result.is_err() {
+                    break 'all;
+                }
+            }
+        }
+        self.must(result);
+    }
+}

@@ -6,6 +6,12 @@
 //! - damaged state is never mistaken for no state: a node whose slots both hold something unreadable does
 //!   not start (rule 37 treats a *missing* state, as a new member).
 
+use crate::api::ResourceIx;
+use crate::message::{Entry, Position, RaftId, WireConfig};
+use crate::state::ClusterState;
+use holdfast_types::{Epoch, Gen};
+use serde::{Deserialize, Serialize};
+
 /// First bytes of a slot.
 pub const SLOT_MAGIC: [u8; 8] = *b"HFCTRL\0\x01";
 /// Bytes before the payload: magic, generation, length, CRC.
@@ -94,5 +100,56 @@ pub fn choose(slots: [&[u8]; 2]) -> Result<(Option<Vec<u8>>, Slots), DurableErro
         // it was durable, so nothing is lost by starting blank.
         None if slots.iter().any(|s| s.iter().all(|&b| b == 0)) => Ok((None, Slots::default())),
         None => Err(DurableError::Damaged),
+    }
+}
+
+/// Version of the payload.
+const VERSION: u16 = 1;
+
+/// Everything a node must not forget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stored {
+    /// The identity of this state (rule 37).
+    pub(crate) id: RaftId,
+    pub(crate) term: u64,
+    pub(crate) voted_for: Option<RaftId>,
+    pub(crate) snapshot_position: Position,
+    pub(crate) snapshot_config: WireConfig,
+    pub(crate) snapshot_state: ClusterState,
+    pub(crate) entries: Vec<Entry>,
+    /// Takeovers let in as a voter: resource, epoch to be, generation it was made for.
+    pub(crate) fences: Vec<(ResourceIx, Epoch, Gen)>,
+}
+
+const CODEC: bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    bincode::config::Limit<SLOT_PAYLOAD_BYTES_MAX>,
+> = bincode::config::standard().with_limit::<SLOT_PAYLOAD_BYTES_MAX>();
+
+impl Stored {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = VERSION.to_le_bytes().to_vec();
+        // Encoding plain data into a vector cannot fail; were it to, nothing is written that
+        // would be taken for a state.
+        bytes.extend(bincode::serde::encode_to_vec(self, CODEC).unwrap_or_default());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DurableError> {
+        let malformed = |why: &str| DurableError::Malformed(why.to_owned());
+        let (version, rest) = bytes
+            .split_first_chunk::<2>()
+            .ok_or_else(|| malformed("too short"))?;
+        if u16::from_le_bytes(*version) != VERSION {
+            return Err(malformed("another version"));
+        }
+        let (stored, used) = bincode::serde::decode_from_slice(rest, CODEC)
+            .map_err(|e| DurableError::Malformed(e.to_string()))?;
+        if used == rest.len() {
+            Ok(stored)
+        } else {
+            Err(malformed("trailing bytes"))
+        }
     }
 }

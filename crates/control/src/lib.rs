@@ -8,12 +8,19 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod api;
 mod config;
+mod consensus;
 pub mod durable;
+mod lease;
 mod message;
 mod node;
+mod resource;
+mod rng;
 pub mod state;
+mod status;
+mod votes;
 
 pub use api::*;
 pub use message::MessageError;

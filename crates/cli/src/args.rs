@@ -1,0 +1,283 @@
+//! The command line.
+
+mod address;
+
+pub(crate) use address::Address;
+
+use crate::failure::EXIT_STATUS_HELP;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Where the configuration is unless said otherwise.
+const CONFIG: &str = "/etc/holdfast/cluster.toml";
+
+/// Holdfast keeps one block device alive on several machines.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, after_help = EXIT_STATUS_HELP, max_term_width = 100)]
+pub(crate) struct Args {
+    /// Answer in JSON: one object on standard output
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a node: the daemon
+    #[command(
+        after_help = "Example:\n  holdfast node --config /etc/holdfast/cluster.toml --name alpha"
+    )]
+    Node(NodeArgs),
+    /// Show nodes, resources, volumes, and why things are as they are
+    #[command(after_help = "\
+Example:
+  holdfast status
+  holdfast status data --verbose
+
+A volume's line begins with `volume:NAME` when its resource has several. States of a disk: UpToDate
+(in the in-sync set), Syncing (being made equal), Outdated (the set went on without it), Failed (it
+returned an error), Diskless (none).")]
+    Status(StatusArgs),
+    /// Print this node's role for each resource, or for one: Primary or Secondary
+    #[command(after_help = "Example:\n  [ \"$(holdfast role data)\" = Primary ] && run-a-backup")]
+    Role(RoleArgs),
+    /// Make this node primary of a resource
+    #[command(after_help = "\
+Example:
+  holdfast promote data                             planned switch-over; I/O pauses, nothing fails
+  holdfast promote data --force \"lose newer data\"   give up what only other nodes have; recorded")]
+    Promote(PromoteArgs),
+    /// Stop a resource everywhere until it is promoted again
+    #[command(after_help = "Example:\n  holdfast demote data")]
+    Demote(ResourceArgs),
+    /// Initialise the replicas of a resource on its nodes and record it
+    #[command(after_help = "\
+Example:
+  holdfast create data
+
+All nodes must be up. A backing that holds anything else is refused, and nothing is changed.")]
+    Create(ResourceArgs),
+    /// Compare a copy with the primary's by hash; exit status 1 if they differ
+    #[command(
+        after_help = "Example:\n  holdfast verify data:beta\n  holdfast verify data:beta/recordings"
+    )]
+    Verify(AddressArgs),
+    /// Distrust a copy: compare and resync all of it
+    #[command(after_help = "Example:\n  holdfast resync data:beta")]
+    Resync(AddressArgs),
+    /// Wait until a resource is as wanted
+    #[command(after_help = "\
+Example:
+  holdfast wait data --for primary --timeout 30     some node serves it, everything up
+  holdfast wait data --for synced                   every copy is UpToDate")]
+    Wait(WaitArgs),
+    /// Show who was primary when, and why that changed
+    #[command(after_help = "Example:\n  holdfast history data")]
+    History(RoleArgs),
+    /// Hand over what this node serves if another can take it, then stop the daemon
+    #[command(after_help = "Example:\n  holdfast stop")]
+    Stop(DaemonArgs),
+    /// Simulate clusters in virtual time under faults, and check every rule
+    #[command(after_help = "\
+Example:
+  holdfast sim --seeds 2000
+  holdfast sim --seed 1234          replay one, with its trace")]
+    Sim(SimArgs),
+    /// For tests: cut a node off from the others, or end that
+    #[command(hide = true)]
+    Isolate(IsolateArgs),
+    /// The node's second process: takes side effects away when the lease ends
+    #[command(hide = true)]
+    Fencer,
+    /// A service for tests: appends checksummed, numbered records and answers over TCP
+    #[command(hide = true)]
+    RecordServer(RecordServerArgs),
+    /// For tests: drives a record server, then asks it for every record it acknowledged
+    #[command(hide = true)]
+    RecordClient(RecordClientArgs),
+}
+
+/// How to find a daemon on this machine.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct DaemonArgs {
+    /// The cluster's configuration
+    #[arg(long, value_name = "FILE", env = "HOLDFAST_CONFIG", default_value = CONFIG)]
+    pub(crate) config: PathBuf,
+    /// The node to ask, if several run on this machine
+    #[arg(long, value_name = "NODE", env = "HOLDFAST_NAME")]
+    pub(crate) name: Option<String>,
+    /// The daemon's socket; neither configuration nor name are needed then
+    #[arg(long, value_name = "PATH", env = "HOLDFAST_SOCKET")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct NodeArgs {
+    /// The cluster's configuration, the same on every node
+    #[arg(long, value_name = "FILE", env = "HOLDFAST_CONFIG", default_value = CONFIG)]
+    pub(crate) config: PathBuf,
+    /// Which of its nodes this one is
+    #[arg(long, value_name = "NODE", env = "HOLDFAST_NAME")]
+    pub(crate) name: String,
+    /// Instead of the state directory in the configuration
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// For tests: faults of the local store
+    #[arg(long, value_name = "PLAN", hide = true)]
+    pub(crate) fault_plan: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// Only this resource
+    pub(crate) resource: Option<String>,
+    /// Sizes, counters and what is normal too
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RoleArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// Only this resource
+    pub(crate) resource: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ResourceArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// Which resource
+    pub(crate) resource: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PromoteArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// Which resource
+    pub(crate) resource: String,
+    /// Promote a copy that lacks newer data; the consent must be typed out
+    #[arg(long, value_name = "CONSENT")]
+    pub(crate) force: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AddressArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// RESOURCE[:NODE][/VOLUME]; node and volume may be left out where there is only one other
+    pub(crate) address: Address,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct WaitArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// Which resource
+    pub(crate) resource: String,
+    /// For what
+    #[arg(long = "for", value_enum, default_value = "primary")]
+    pub(crate) condition: WaitFor,
+    /// Seconds to wait at the most
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    pub(crate) timeout: u64,
+}
+
+/// What `wait` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WaitFor {
+    /// Some node serves it, with mounts, services and addresses up
+    Primary,
+    /// This node serves it, with everything up
+    Here,
+    /// This node is Secondary
+    Secondary,
+    /// This node's copy is connected with all others
+    Connected,
+    /// Every copy of every volume is UpToDate
+    Synced,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct IsolateArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// on or off
+    #[arg(value_parser = ["on", "off"])]
+    pub(crate) state: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SimArgs {
+    /// How many seeds
+    #[arg(long, value_name = "N", default_value = "500", conflicts_with = "seed")]
+    pub(crate) seeds: u64,
+    /// The first of them
+    #[arg(
+        long,
+        value_name = "SEED",
+        default_value = "0",
+        conflicts_with = "seed"
+    )]
+    pub(crate) from: u64,
+    /// Just this one, with its whole story
+    #[arg(long, value_name = "SEED")]
+    pub(crate) seed: Option<u64>,
+    /// All classes of faults in every seed; else each is absent from half of them
+    #[arg(long)]
+    pub(crate) no_swarm: bool,
+    /// Run each seed twice and compare all that happened
+    #[arg(long)]
+    pub(crate) twice: bool,
+    /// Go on after a failure
+    #[arg(long)]
+    pub(crate) keep_going: bool,
+    /// Print a line per event
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[group(id = "log", required = true, multiple = false)]
+pub(crate) struct LogArgs {
+    /// Keep the records in this file
+    #[arg(long, value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+    /// Keep the records on the volume behind this NBD unix socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) nbd_unix: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RecordServerArgs {
+    /// Where clients connect
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RecordClientArgs {
+    /// Where the server listens
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) connect: SocketAddr,
+    /// How many clients at a time
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) clients: u8,
+    /// How long they append, in seconds
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub(crate) seconds: u64,
+    /// How long a single answer may take before it is a failure, in seconds
+    #[arg(long, value_name = "N", default_value = "60")]
+    pub(crate) patience: u64,
+}
+
+#[cfg(test)]
+mod tests;

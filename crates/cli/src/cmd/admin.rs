@@ -1,0 +1,144 @@
+//! Commands that ask the daemon one thing and show the answer.
+
+use super::progress::Shown;
+use crate::args::{AddressArgs, DaemonArgs, IsolateArgs, PromoteArgs, ResourceArgs, RoleArgs};
+use crate::client::{Client, unexpected};
+use crate::failure::Failure;
+use crate::render::units;
+use holdfast_node::api_types::{Answer, HistoryLine, Request};
+
+/// Differing ranges shown to people.
+const RANGES_SHOWN: usize = 10;
+
+pub(super) fn promote(args: PromoteArgs, json: bool) -> Result<(), Failure> {
+    simple(
+        &args.daemon,
+        &Request::Promote {
+            resource: args.resource,
+            force: args.force,
+        },
+        json,
+    )
+}
+
+pub(super) fn demote(args: ResourceArgs, json: bool) -> Result<(), Failure> {
+    simple(
+        &args.daemon,
+        &Request::Demote {
+            resource: args.resource,
+        },
+        json,
+    )
+}
+
+pub(super) fn create(args: ResourceArgs, json: bool) -> Result<(), Failure> {
+    simple(
+        &args.daemon,
+        &Request::Create {
+            resource: args.resource,
+        },
+        json,
+    )
+}
+
+pub(super) fn resync(args: AddressArgs, json: bool) -> Result<(), Failure> {
+    let a = args.address;
+    simple(
+        &args.daemon,
+        &Request::Resync {
+            resource: a.resource,
+            volume: a.volume,
+            peer: a.node,
+        },
+        json,
+    )
+}
+
+pub(super) fn stop(args: &DaemonArgs, json: bool) -> Result<(), Failure> {
+    simple(args, &Request::Shutdown, json)
+}
+
+pub(super) fn isolate(args: &IsolateArgs, json: bool) -> Result<(), Failure> {
+    simple(
+        &args.daemon,
+        &Request::Isolate {
+            on: args.state == "on",
+        },
+        json,
+    )
+}
+
+pub(super) fn verify(args: AddressArgs, json: bool) -> Result<(), Failure> {
+    let a = args.address;
+    let request = Request::Verify {
+        resource: a.resource,
+        volume: a.volume,
+        peer: a.node,
+    };
+    let (differing_bytes, differing) = match ask(&args.daemon, &request, json)? {
+        Answer::Verified {
+            differing_bytes,
+            differing,
+        } => (differing_bytes, differing),
+        other => return Err(unexpected(&other)),
+    };
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({ "differing_bytes": differing_bytes, "differing": differing })
+        );
+    }
+    if differing_bytes == 0 {
+        if !json {
+            println!("the copies are equal");
+        }
+        return Ok(());
+    }
+    let mut message = format!("{} differ:", units::bytes(differing_bytes));
+    for (offset, length) in differing.iter().take(RANGES_SHOWN) {
+        message += &format!("\n  {} at byte {offset}", units::bytes(*length));
+    }
+    if differing.len() > RANGES_SHOWN {
+        message += &format!(
+            "\n  and {} more ranges (--json lists them)",
+            differing.len() - RANGES_SHOWN
+        );
+    }
+    Err(Failure::CheckFailed(message))
+}
+
+pub(super) fn history(args: &RoleArgs, json: bool) -> Result<(), Failure> {
+    let lines = match ask(&args.daemon, &Request::History, json)? {
+        Answer::History(lines) => lines,
+        other => return Err(unexpected(&other)),
+    };
+    let wanted = |line: &&HistoryLine| args.resource.as_ref().is_none_or(|r| *r == line.resource);
+    let lines: Vec<&HistoryLine> = lines.iter().filter(wanted).collect();
+    if json {
+        println!("{}", serde_json::json!({ "history": lines }));
+    } else {
+        for line in lines {
+            println!(
+                "{} epoch:{} generation:{} {}",
+                line.resource, line.epoch, line.generation, line.what
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A request whose answer is a sentence.
+fn simple(daemon: &DaemonArgs, request: &Request, json: bool) -> Result<(), Failure> {
+    match ask(daemon, request, json)? {
+        Answer::Done { message } if json => println!("{}", serde_json::json!({ "done": message })),
+        Answer::Done { message } => println!("{message}"),
+        other => return Err(unexpected(&other)),
+    }
+    Ok(())
+}
+
+fn ask(daemon: &DaemonArgs, request: &Request, json: bool) -> Result<Answer, Failure> {
+    let client = Client::find(daemon)?;
+    let mut shown = Shown::new(json);
+    client.ask(request, |progress| shown.show(progress))
+}

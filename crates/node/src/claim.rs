@@ -5,28 +5,24 @@
 //!   that the kernel drops when the process ends, however it ends);
 //! - the identity in `identity.json` never changes: a directory of another node or cluster is refused.
 
-use crate::net::handshake::ClusterId;
+use holdfast_host::claim::Claim as Lock;
 use holdfast_types::NodeId;
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a start waits for an earlier daemon that ends, and for the fencer that cleans up after it.
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// Another daemon has it.
-    #[error(
-        "state directory {dir} is in use by another daemon (process {pid}): stop that one, or give this one another directory with --state-dir"
-    )]
-    InUse {
-        /// Which.
-        dir: PathBuf,
-        /// Its process, as it wrote it down.
-        pid: String,
-    },
+    /// Another daemon has it, or the system says no.
+    #[error(transparent)]
+    Lock(#[from] holdfast_host::Error),
     /// It belongs to someone else.
     #[error(
         "state directory {dir} belongs to node {found_name} (number {found_id}) of cluster {found_cluster}, not to node {name} (number {id}) of cluster {cluster}: give this node its own directory with --state-dir, or remove that one if the node is gone for good"
@@ -81,14 +77,19 @@ struct Identity {
 /// The right to use a state directory.
 #[derive(Debug)]
 pub struct Claim {
-    dir: PathBuf,
-    lock: Flock<File>,
+    lock: Lock,
     fresh: bool,
 }
 
 impl Claim {
     /// Takes the directory for this node, making it if it is missing.
-    pub fn take(dir: &Path, cluster: &str, name: &str, id: NodeId) -> Result<Self, ClaimError> {
+    pub fn take(
+        dir: &Path,
+        cluster: &str,
+        name: &str,
+        id: NodeId,
+        patience: Duration,
+    ) -> Result<Self, ClaimError> {
         let io = |what: &'static str, path: &Path| {
             let path = path.to_owned();
             move |source: std::io::Error| ClaimError::Io { what, path, source }
@@ -96,32 +97,7 @@ impl Claim {
         fs::create_dir_all(dir).map_err(io("create state directory", dir))?;
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
             .map_err(io("protect state directory", dir))?;
-        let lock_path = dir.join("lock");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(io("open", &lock_path))?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                let mut pid = String::new();
-                // The number is only a help for the reader of the message.
-                let _ = file.read_to_string(&mut pid);
-                return Err(ClaimError::InUse {
-                    dir: dir.to_owned(),
-                    pid: pid.trim().to_owned(),
-                });
-            }
-            Err((_, e)) => return Err(io("lock", &lock_path)(e.into())),
-        };
-        lock.set_len(0).map_err(io("write", &lock_path))?;
-        lock.write_all(format!("{}\n", std::process::id()).as_bytes())
-            .map_err(io("write", &lock_path))?;
-
+        let lock = Lock::take_within(dir, patience)?;
         let mine = Identity {
             cluster: cluster.to_owned(),
             node: name.to_owned(),
@@ -129,7 +105,6 @@ impl Claim {
         };
         let fresh = identity(dir, &mine)?;
         Ok(Self {
-            dir: dir.to_owned(),
             lock,
             fresh,
         })
@@ -137,23 +112,23 @@ impl Claim {
 
     /// The directory.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.lock.dir()
     }
     /// The directory was new: this node never ran from it.
     pub fn fresh(&self) -> bool {
         self.fresh
     }
-    /// The locked file; a child that inherits it would keep the claim, so it is close-on-exec.
-    pub fn lock_file(&self) -> &File {
+    /// The lock, to be shared with the fencer: the next daemon waits for both.
+    pub fn lock(&self) -> &Lock {
         &self.lock
     }
     /// Where the API listens.
     pub fn api_socket(&self) -> PathBuf {
-        self.dir.join("api.sock")
+        self.dir().join(crate::api_types::API_SOCKET)
     }
     /// Where the control plane's state is.
     pub fn control_state(&self) -> PathBuf {
-        self.dir.join("control.state")
+        self.dir().join("control.state")
     }
 }
 
@@ -212,11 +187,6 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The identity a volume's superblock carries for a cluster.
-pub fn cluster_id(cluster: &str) -> ClusterId {
-    ClusterId::of_name(cluster)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,18 +194,18 @@ mod tests {
     #[test]
     fn a_second_daemon_is_refused_and_told_who_has_it() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Claim::take(dir.path(), "demo", "a", NodeId(0)).unwrap();
+        let first = Claim::take(dir.path(), "demo", "a", NodeId(0), Duration::ZERO).unwrap();
         assert!(first.fresh());
-        let e = Claim::take(dir.path(), "demo", "a", NodeId(0)).unwrap_err();
-        assert!(matches!(e, ClaimError::InUse { .. }), "{e}");
+        let e = Claim::take(dir.path(), "demo", "a", NodeId(0), Duration::ZERO).unwrap_err();
+        assert!(matches!(e, ClaimError::Lock(_)), "{e}");
         let text = e.to_string();
         assert!(
-            text.contains(&std::process::id().to_string()) && text.contains("--state-dir"),
+            text.contains(&std::process::id().to_string()) && text.contains("state_dir"),
             "{text}"
         );
         drop(first);
         assert!(
-            !Claim::take(dir.path(), "demo", "a", NodeId(0))
+            !Claim::take(dir.path(), "demo", "a", NodeId(0), Duration::ZERO)
                 .unwrap()
                 .fresh()
         );
@@ -244,20 +214,20 @@ mod tests {
     #[test]
     fn a_directory_of_another_node_or_cluster_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Claim::take(dir.path(), "demo", "a", NodeId(0)).unwrap());
+        drop(Claim::take(dir.path(), "demo", "a", NodeId(0), Duration::ZERO).unwrap());
         for (cluster, name, id) in [("prod", "a", 0), ("demo", "b", 0), ("demo", "a", 1)] {
-            let e = Claim::take(dir.path(), cluster, name, NodeId(id)).unwrap_err();
+            let e = Claim::take(dir.path(), cluster, name, NodeId(id), Duration::ZERO).unwrap_err();
             assert!(matches!(e, ClaimError::Foreign { .. }), "{e}");
         }
         // A refusal changes nothing.
-        Claim::take(dir.path(), "demo", "a", NodeId(0)).unwrap();
+        Claim::take(dir.path(), "demo", "a", NodeId(0), Duration::ZERO).unwrap();
     }
 
     #[test]
     fn a_damaged_identity_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("identity.json"), b"{\"cluster\":\"demo\"").unwrap();
-        let e = Claim::take(dir.path(), "demo", "a", NodeId(0)).unwrap_err();
+        let e = Claim::take(dir.path(), "demo", "a", NodeId(0), Duration::ZERO).unwrap_err();
         assert!(matches!(e, ClaimError::Damaged { .. }), "{e}");
     }
 }

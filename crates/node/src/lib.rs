@@ -7,6 +7,7 @@
 //! Nothing that decides about data, roles or leases lives here.
 
 pub mod api_types;
+pub mod backing;
 pub mod claim;
 pub mod clock;
 pub mod net;

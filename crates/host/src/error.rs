@@ -169,8 +169,4 @@ impl Error {
             source,
         }
     }
-    /// The last failed system call at `place`.
-    pub(crate) fn last(what: &'static str, place: impl Into<String>) -> Self {
-        Self::system(what, place, io::Error::last_os_error())
-    }
 }

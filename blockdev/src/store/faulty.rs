@@ -21,6 +21,7 @@ use super::plan::Dice;
 use super::slots::Slots;
 use super::{
     BLOCK_BYTES, Ended, FaultPlan, Store, StoreError, StoreOp, StoreResult, extent, in_range,
+    outside,
 };
 
 /// Memory of the lost cache, bytes.
@@ -108,6 +109,8 @@ pub struct FaultyStore {
     ready: VecDeque<Ended>,
     /// A flush has failed.
     dead: bool,
+    /// Memory of the lost cache, bytes.
+    cache_max: usize,
 }
 
 impl FaultyStore {
@@ -134,14 +137,14 @@ impl FaultyStore {
             running: None,
             ready: VecDeque::new(),
             dead: false,
+            cache_max: CACHE_BYTES_MAX,
         }
     }
 
-    /// The power fails: what was not flushed is gone; the store below remains, perhaps with
-    /// operations on their way.
-    #[must_use]
-    pub fn power_cut(self) -> Box<dyn Store> {
-        self.inner
+    #[cfg(test)]
+    pub(super) fn with_cache_of(mut self, bytes: usize) -> Self {
+        self.cache_max = bytes;
+        self
     }
 
     fn end(&mut self, token: u64, result: StoreResult) {
@@ -240,7 +243,7 @@ impl FaultyStore {
                 fails: None,
             });
         }
-        if self.overlay.cost() > CACHE_BYTES_MAX {
+        if self.overlay.cost() > self.cache_max {
             self.jobs.push_back(Job::Flush { token, upto: seq });
         } else {
             self.end(token, Ok(Bytes::new()));
@@ -533,11 +536,16 @@ impl Store for FaultyStore {
     }
 
     fn write_region(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let end = offset.saturating_add(data.len() as u64);
+        if end > self.size_bytes() {
+            return Err(outside(offset, data.len(), self.size_bytes()));
+        }
         let first = offset - offset % BLOCK_BYTES;
-        let end = offset
-            .saturating_add(data.len() as u64)
-            .next_multiple_of(BLOCK_BYTES);
-        if end <= self.size_bytes() && !self.overlay.within(first, end - first).is_empty() {
+        if !self
+            .overlay
+            .within(first, end.next_multiple_of(BLOCK_BYTES) - first)
+            .is_empty()
+        {
             return Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 "unflushed writes in this region: flush first",

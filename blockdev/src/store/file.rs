@@ -134,6 +134,13 @@ impl FileStore {
         self.direct
     }
 
+    /// As on a filesystem that has neither fallocate nor durable writes.
+    #[cfg(test)]
+    pub(super) fn without_extras(&mut self) {
+        self.zero_way = ZeroWay::Write;
+        self.dsync = false;
+    }
+
     fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }

@@ -21,6 +21,8 @@
 //! flight of which one is a write (the replicator's range lock sees to that); after a failed flush
 //! or durable write every later operation fails (what the device lost then nobody can know).
 
+#![forbid(unsafe_code)]
+
 mod claim;
 mod faulty;
 mod file;

@@ -19,6 +19,8 @@
 //! This is the only place, beside drivers of frontends, where unsafe code is allowed.
 
 mod buf;
+mod entry;
+mod error;
 mod op;
 mod ring;
 mod slab;
@@ -30,8 +32,9 @@ pub use buf::{
     AlignedBuf, BUF_ALIGN, BUF_BYTES_MAX, BufError, BufPool, CLASS_BYTES_MAX,
     RETAINED_BYTES_DEFAULT,
 };
+pub use error::{RingError, SubmitError};
 pub use op::{Addr, Completion, Done, FallocateMode, Op, Timer};
-pub use ring::{IN_FLIGHT_MAX, OpId, Ring, RingConfig, RingError, SQ_ENTRIES, SubmitError};
+pub use ring::{IN_FLIGHT_MAX, OpId, Ring, RingConfig, SQ_ENTRIES};
 
 /// Bits of a token below its tag.
 pub const TOKEN_LOW_BITS: u32 = 56;

@@ -1,0 +1,27 @@
+//! The simulator, by the binary that is built anyway.
+
+use crate::report::Report;
+use crate::shell::{built, cargo, succeeds};
+use anyhow::{Result, bail};
+use std::process::Command;
+
+/// Seeds of a full run: about a minute on two slow cores.
+const SEEDS: u32 = 300;
+
+pub(crate) fn seeds(report: &mut Report) -> Result<()> {
+    let count = SEEDS.to_string();
+    if run(&["--seeds".to_owned(), count.clone()])? {
+        report.pass(1);
+    } else {
+        report.fail(format!("sim: one of {count} seeds broke a rule"));
+    }
+    Ok(())
+}
+
+/// Runs `holdfast sim` with these options.
+pub(crate) fn run(options: &[String]) -> Result<bool> {
+    if !succeeds(cargo().args(["build", "--locked", "--package", "holdfast"]))? {
+        bail!("holdfast does not build");
+    }
+    succeeds(Command::new(built("holdfast")?).arg("sim").args(options))
+}

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use holdfast_host::address::{self, Vip};
@@ -70,7 +70,11 @@ pub fn run(args: &[String]) -> ! {
     }
     say("fenced");
     assert!(fencer.rearm(slot) && fencer.state(slot) == SlotState::Idle);
-    drop(keep);
+    if let Some((mut waiter, _connection)) = keep {
+        waiter
+            .wait()
+            .expect("it goes on when the connection is aborted");
+    }
     loop {
         std::thread::sleep(Duration::from_secs(1));
     }
@@ -84,7 +88,7 @@ fn say(line: &str) {
 }
 
 /// ext4 on a loop device, and a FUSE mount that nobody serves, with a process that waits in it.
-fn disk(fencer: &FencerHandle, slot: Slot, dir: &Path) -> (Command, Vec<std::os::fd::OwnedFd>) {
+fn disk(fencer: &FencerHandle, slot: Slot, dir: &Path) -> (Child, std::os::fd::OwnedFd) {
     let image = dir.join("disk");
     std::fs::File::create(&image)
         .and_then(|f| f.set_len(DISK_BYTES))
@@ -162,6 +166,5 @@ fn disk(fencer: &FencerHandle, slot: Slot, dir: &Path) -> (Command, Vec<std::os:
         fuse.display(),
         dir.join("waiter").display()
     ));
-    waiter.spawn().expect("waiter");
-    (waiter, vec![connection])
+    (waiter.spawn().expect("waiter"), connection)
 }

@@ -17,6 +17,8 @@ fn main() {
         Some("hold-lab") => scenarios::hold_lab(rest),
         Some("service") => scenarios::service(rest),
         Some("fencing") => scenarios::fencing(rest),
+        Some("busy") => scenarios::busy(rest),
+        Some("busy-inside") => scenarios::busy_inside(rest),
         Some("capability") => println!("{:?}", holdfast_host::machine::capability()),
         other => {
             eprintln!("holdfast-host-aid: {other:?} is nothing the tests ask for");

@@ -350,6 +350,86 @@ pub fn fencing(args: &[String]) {
     println!("ok");
 }
 
+/// A mount that processes keep busy, in a machine of its own. Argument: directory.
+pub fn busy(args: &[String]) {
+    let machine = Machine::new("busy").expect("machine");
+    let mut command = Command::new(std::env::current_exe().expect("own path"));
+    command.arg("busy-inside").args(args);
+    let mut child = machine.spawn(command).expect("start");
+    assert!(child.wait().expect("ended").success());
+    println!("ok");
+}
+
+/// What happens inside.
+pub fn busy_inside(args: &[String]) {
+    let [dir] = args else {
+        panic!("busy-inside DIR")
+    };
+    let target = Path::new(dir).join("a place");
+    std::fs::create_dir(&target).expect("directory");
+    let tmpfs = || {
+        let none = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("none"), &target, Some("tmpfs"), none, None::<&str>).expect("tmpfs");
+    };
+    tmpfs();
+    assert!(mount::is_mounted(&target).expect("list"));
+    assert!(mount::holders(&target).expect("looked").is_empty());
+    let file = target.join("file");
+    std::fs::write(&file, "content").expect("writable");
+    // Inherited descriptors count as much as a working directory.
+    let mut by_cwd = Command::new("sleep")
+        .arg("1000")
+        .current_dir(&target)
+        .spawn()
+        .expect("start");
+    let open = std::fs::File::open(&file).expect("open");
+    let mut by_fd = Command::new("sleep")
+        .arg("1000")
+        .stdin(open)
+        .spawn()
+        .expect("start");
+    let expected = [by_cwd.id() as i32, by_fd.id() as i32];
+    until("both are seen", || {
+        let holders = mount::holders(&target).expect("looked");
+        let sees = |pid: i32, by: &str| {
+            holders
+                .iter()
+                .any(|h| h.pid == pid && h.by == by && h.name == "sleep")
+        };
+        holders.len() == 2 && sees(expected[0], "cwd") && sees(expected[1], "fd 0")
+    });
+
+    let gently = mount::Policy {
+        tries: 2,
+        kill_holders: false,
+        lazy: false,
+    };
+    let error = mount::unmount(&target, &gently).expect_err("it is busy");
+    assert!(
+        expected
+            .iter()
+            .all(|pid| error.to_string().contains(&pid.to_string())),
+        "{error}"
+    );
+    let done = mount::unmount(&target, &mount::Policy::default()).expect("unmounted");
+    assert!(!done.lazy && !mount::is_mounted(&target).expect("list"));
+    assert_eq!(done.killed.len(), 2);
+    by_cwd.wait().expect("killed");
+    by_fd.wait().expect("killed");
+
+    // This process is never killed for it: the last resort is to detach.
+    tmpfs();
+    let held = std::fs::File::create(target.join("mine")).expect("open");
+    let lazily = mount::Policy {
+        tries: 2,
+        kill_holders: true,
+        lazy: true,
+    };
+    let done = mount::unmount(&target, &lazily).expect("detached");
+    assert!(done.lazy && done.killed.is_empty() && !mount::is_mounted(&target).expect("list"));
+    drop(held);
+}
+
 /// Whether a process with this command line lives.
 fn running(wanted: &str) -> bool {
     let entries = std::fs::read_dir("/proc").expect("/proc").flatten();

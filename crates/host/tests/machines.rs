@@ -128,6 +128,11 @@ fn a_stopped_daemon_holds_nothing_past_its_deadline() {
     });
 }
 
+#[test]
+fn a_busy_mount_is_freed_of_its_holders() {
+    everywhere(|dir| vec!["busy".into(), dir.display().to_string()]);
+}
+
 fn with_disk(fault: &str) {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let possible = capability();

@@ -176,15 +176,16 @@ fn tend(page: &Page, slot: &SlotCell, work: &mut Work, now: u64, died: bool) -> 
             };
         }
         SlotState::Fencing => {}
-        SlotState::Fenced => {
-            if died || now < work.next {
+        SlotState::Fenced if work.child == 0 => {
+            if !died && now < work.next {
                 return (false, work.next);
             }
-            work.next = now + RECHECK_NS;
-            if work.child == 0 && undo::is_undone(slot) {
+            if undo::is_undone(slot) {
+                work.next = now + RECHECK_NS;
                 return (false, work.next);
             }
         }
+        SlotState::Fenced => {}
     }
     if work.began == 0 {
         // Taken over from a fencer that died in the middle.
@@ -242,7 +243,7 @@ fn labour(page: &Page, slot: &SlotCell, work: &mut Work, now: u64) -> bool {
     work.failures += 1;
     if work.failures == 1 {
         let name = slot.name();
-        let name = std::str::from_utf8(name.as_bytes()).unwrap_or("?");
+        let name = name_of(&name);
         say(format_args!(
             "holdfast fencer: resource {name}: not everything could be undone yet, trying on\n"
         ));
@@ -252,7 +253,7 @@ fn labour(page: &Page, slot: &SlotCell, work: &mut Work, now: u64) -> bool {
 
 fn report(slot: &SlotCell, work: &Work, died: bool) {
     let name = slot.name();
-    let name = std::str::from_utf8(name.as_bytes()).unwrap_or("?");
+    let name = name_of(&name);
     let why = if died {
         "the daemon has ended"
     } else {
@@ -265,6 +266,13 @@ fn report(slot: &SlotCell, work: &Work, died: bool) {
     say(format_args!(
         "holdfast fencer: resource {name}: {why}; {count} side effect(s) undone and verified in {took} ms\n"
     ));
+}
+
+fn name_of(name: &StackStr<40>) -> &str {
+    match std::str::from_utf8(name.as_bytes()) {
+        Ok("") | Err(_) => "(unnamed)",
+        Ok(name) => name,
+    }
 }
 
 /// Writes one line to stderr, unless that would block: a full pipe must not stop the fencer.

@@ -54,12 +54,13 @@ pub(super) fn undo_slot(slot: &SlotCell, daemon: i32) -> bool {
     false
 }
 
+/// All records are acted upon, whatever the first ones answer.
 fn each(slot: &SlotCell, mut act: impl FnMut(&Decoded) -> bool) -> bool {
-    // All are acted upon, whatever the first ones answer.
-    slot.records
-        .iter()
-        .filter_map(|r| r.read())
-        .fold(true, |all, record| act(&record) && all)
+    let mut all = true;
+    for record in slot.records.iter().filter_map(|r| r.read()) {
+        all &= act(&record);
+    }
+    all
 }
 
 fn undo_once(slot: &SlotCell, hunts: &mut [Option<Hunt>]) -> bool {

@@ -157,11 +157,11 @@ fn hold(life: &OwnedFd, ready: &OwnedFd, host: &StackStr<65>, ids: Option<(u32, 
     // SAFETY: closes a descriptor of this process that is not used again.
     unsafe { libc::close(ready.as_raw_fd()) };
     let mut byte = [0];
-    while told && code == 0 {
-        match sys::read(life.as_fd(), &mut byte) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            _ => break,
-        }
+    if told && code == 0 {
+        // An interrupted read is the only reason to read again: nothing is ever written to this pipe.
+        while sys::read(life.as_fd(), &mut byte)
+            .is_err_and(|e| e.kind() == io::ErrorKind::Interrupted)
+        {}
     }
     // SAFETY: ends this process without running anything of the maker's; the kernel kills the rest of the namespace.
     unsafe { libc::_exit(0) }

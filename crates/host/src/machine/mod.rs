@@ -14,8 +14,6 @@
 
 mod holder;
 mod lab;
-#[cfg(test)]
-mod tests;
 mod userns;
 
 use std::fs::File;

@@ -8,7 +8,8 @@ use std::ffi::CStr;
 use std::fmt;
 use std::path::Path;
 
-use super::{c_path, find};
+use super::c_path;
+use super::table::find;
 use crate::{Error, Result, procs};
 
 /// A process that uses a mount.

@@ -100,6 +100,13 @@ impl Cgroup {
     }
 }
 
+impl Drop for Cgroup {
+    /// Leaves no empty directory behind; one with processes stays, as they do.
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
 /// Removes an empty cgroup; one that is not empty or not there stays as it is.
 pub(crate) fn remove(path: &[u8]) {
     if let Some(path) = file_of(path, "").as_cstr() {

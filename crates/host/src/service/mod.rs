@@ -123,7 +123,7 @@ fn fresh_marker() -> u64 {
     mixed.max(1)
 }
 
-/// A service that was started.
+/// A service that was started. Dropping it does not stop it.
 #[derive(Debug)]
 pub struct Service {
     spec: Spec,
@@ -193,15 +193,9 @@ impl Service {
                 Ok(())
             });
         }
-        let child = match command.spawn() {
-            Ok(child) => child,
-            Err(e) => {
-                if let Some(cgroup) = &cgroup {
-                    cgroup.remove();
-                }
-                return Err(Error::system("start a service", place(), e));
-            }
-        };
+        let child = command
+            .spawn()
+            .map_err(|e| Error::system("start a service", place(), e))?;
         let pid = child.id() as i32;
         let pidfd =
             sys::pidfd_open(pid).map_err(|e| Error::system("watch a service", place(), e))?;

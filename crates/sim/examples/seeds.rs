@@ -4,7 +4,10 @@
 use holdfast_sim::cli::{SimOptions, run};
 
 fn main() {
-    let mut options = SimOptions { seeds: 100, ..SimOptions::default() };
+    let mut options = SimOptions {
+        seeds: 100,
+        ..SimOptions::default()
+    };
     let mut numbers = Vec::new();
     for arg in std::env::args().skip(1) {
         match arg.as_str() {

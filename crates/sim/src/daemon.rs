@@ -401,14 +401,25 @@ impl World {
         match msg {
             rep::ToControl::Opened { epoch } => self.opened(n, epoch.0),
             rep::ToControl::DiskFailed => self.trace.mark("disk failed"),
-            rep::ToControl::ProposeSet { why, .. } => self.trace.mark(match why {
-                rep::SetChange::Lost => "member lost",
-                rep::SetChange::Slow => "member slow",
-                rep::SetChange::DiskFailed => "member's disk failed",
-                rep::SetChange::Restarted => "member restarted",
-                rep::SetChange::Invalidated => "member invalidated",
-                rep::SetChange::Synced => "member synced",
-            }),
+            rep::ToControl::ProposeSet {
+                why,
+                peer,
+                generation,
+                ..
+            } => {
+                self.trace.mark(match why {
+                    rep::SetChange::Lost => "member lost",
+                    rep::SetChange::Slow => "member slow",
+                    rep::SetChange::DiskFailed => "member's disk failed",
+                    rep::SetChange::Restarted => "member restarted",
+                    rep::SetChange::Invalidated => "member invalidated",
+                    rep::SetChange::Synced => "member synced",
+                });
+                let peer = &mut self.nodes[usize::from(peer.0)];
+                if *why == rep::SetChange::Synced && peer.proposed.1 != generation.0 {
+                    peer.proposed = (self.now, generation.0);
+                }
+            }
             rep::ToControl::Stopped => self.trace.mark("replica stopped in good order"),
             rep::ToControl::Started { .. }
             | rep::ToControl::Promised { .. }
@@ -509,8 +520,9 @@ impl World {
     fn control_note(&mut self, n: usize, note: &control::Note) {
         let me = self.nodes[n].id;
         match note {
-            control::Note::Leader { leader, term } => {
-                let result = self.checks.consensus.leader(*leader, *term);
+            // What others believe of a leader may be of an older term; what it says of itself must be true.
+            control::Note::Leader { leader, term } if *leader == Some(me) => {
+                let result = self.checks.consensus.leader(me, *term);
                 self.must(result);
             }
             control::Note::VoterAdmitted { .. } => self.trace.mark("voter admitted anew"),
@@ -532,6 +544,7 @@ impl World {
                 });
             }
             control::Note::Formed
+            | control::Note::Leader { .. }
             | control::Note::Detected { .. }
             | control::Note::Promoted { .. }
             | control::Note::Opened { .. }
@@ -541,7 +554,13 @@ impl World {
             | control::Note::SteppedDown { .. }
             | control::Note::SetChanged { .. } => {}
         }
-        self.trace.news(self.now, me, || format!("{note:?}"));
+        // What is applied again after a start is no news.
+        let stale = matches!(note, control::Note::VoterAdmitted { .. } | control::Note::Promoted { .. } | control::Note::SetChanged { .. });
+        if stale {
+            self.trace.line(self.now, me, || format!("{note:?}"));
+        } else {
+            self.trace.news(self.now, me, || format!("{note:?}"));
+        }
     }
 }
 

@@ -231,15 +231,12 @@ impl Disk {
         put(&mut self.cached, offset, &data);
         if durable {
             let end = offset + data.len() as u64;
-            // What lay under it in the cache must not come back over it.
-            let stable = &mut self.stable;
-            self.log.retain(|w| {
-                let under = w.offset < end && offset < w.offset + w.data.len() as u64;
-                if under {
-                    put(stable, w.offset, &w.data);
-                }
-                !under
-            });
+            // What lay under it in the cache must not come back over it. Everything up to that goes
+            // to the medium, in order, so that what overlaps what keeps its order as well.
+            let under = |w: &&Written| w.offset < end && offset < w.offset + w.data.len() as u64;
+            if let Some(index) = self.log.iter().rfind(under).map(|w| w.index) {
+                self.write_back(index);
+            }
             put(&mut self.stable, offset, &data);
             self.done_writes += 1;
         } else {

@@ -28,9 +28,12 @@ impl World {
         });
         for m in change.grown.iter() {
             let node = &mut self.nodes[usize::from(m.0)];
-            node.unclean = false;
-            node.lossy = false;
-            node.strange_disk = false;
+            // What it lost after it was counted it lost for good, however late the commit.
+            if node.lost_at < node.proposed.0 {
+                node.unclean = false;
+                node.lossy = false;
+                node.strange_disk = false;
+            }
         }
         if let Some((primary, members)) = change.promoted {
             self.trace.mark("promoted");

@@ -267,6 +267,7 @@ impl World {
             unclean: false,
             lossy: false,
             lost_at: 0,
+            proposed: (0, 0),
             strange_disk: false,
             bad_disk: false,
             timers: [None; 2],

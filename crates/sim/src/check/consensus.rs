@@ -12,9 +12,8 @@ pub struct Consensus {
 }
 
 impl Consensus {
-    /// A node says who leads a term.
-    pub fn leader(&mut self, leader: Option<NodeId>, term: u64) -> Result<(), String> {
-        let Some(leader) = leader else { return Ok(()) };
+    /// A node says that it leads a term.
+    pub fn leader(&mut self, leader: NodeId, term: u64) -> Result<(), String> {
         let first = *self.leaders.entry(term).or_insert(leader);
         if first == leader {
             return Ok(());
@@ -44,10 +43,9 @@ mod tests {
     #[test]
     fn terms_and_generations_have_one_meaning() {
         let mut c = Consensus::default();
-        c.leader(Some(NodeId(1)), 5).unwrap();
-        c.leader(None, 5).unwrap();
-        c.leader(Some(NodeId(1)), 5).unwrap();
-        assert!(c.leader(Some(NodeId(2)), 5).is_err());
+        c.leader(NodeId(1), 5).unwrap();
+        c.leader(NodeId(1), 5).unwrap();
+        assert!(c.leader(NodeId(2), 5).is_err());
         let view = View {
             generation: Gen(3),
             epoch: Epoch(1),

@@ -165,21 +165,38 @@ impl<T: Copy> ActivityLog<T> {
         granted
     }
 
+    /// The extents of those who wait and can be granted within the limit, first come first served.
+    fn planned(&self) -> BTreeSet<u32> {
+        let mut budget = self.limit.saturating_sub(self.in_use());
+        let mut planned = BTreeSet::new();
+        for (_, extents) in &self.waiting {
+            let idle = |e: &&u32| {
+                self.extents.get(e).is_none_or(|s| s.users == 0) && !planned.contains(*e)
+            };
+            let cost = extents.iter().filter(idle).count();
+            let alone = planned.is_empty() && self.in_use() == 0;
+            if cost > budget && !alone {
+                break;
+            }
+            budget = budget.saturating_sub(cost);
+            planned.extend(extents);
+        }
+        planned
+    }
+
     /// What has to be done next, if anything. While a step is under way there is no other.
     pub(crate) fn step(&mut self) -> Option<Step> {
-        if self.turn != Turn::Idle {
+        if self.turn != Turn::Idle || self.waiting.is_empty() {
             return None;
         }
-        let first: BTreeSet<u32> = self.waiting.iter().find_map(|(_, e)| {
-            let missing = e
-                .iter()
-                .any(|e| !self.extents.get(e).is_some_and(|s| s.durable));
-            missing.then(|| e.iter().copied().collect())
-        })?;
-        let missing = first
+        let planned = self.planned();
+        let missing = planned
             .iter()
             .filter(|e| !self.extents.contains_key(e))
             .count();
+        if missing == 0 {
+            return None; // what waits is named already, or waits for others to end
+        }
         let free = self.slots - self.extents.len();
         if missing <= free {
             return Some(self.transaction());
@@ -187,7 +204,7 @@ impl<T: Copy> ActivityLog<T> {
         let mut idle: Vec<(u64, u32)> = self
             .extents
             .iter()
-            .filter(|(e, s)| s.users == 0 && !first.contains(e))
+            .filter(|(e, s)| s.users == 0 && !planned.contains(e))
             .map(|(&e, s)| (s.used, e))
             .collect();
         if idle.len() < missing - free {
@@ -216,20 +233,14 @@ impl<T: Copy> ActivityLog<T> {
     }
 
     fn transaction(&mut self) -> Step {
-        let mut wanted: Vec<u32> = Vec::new();
-        for (_, extents) in &self.waiting {
-            let new: Vec<u32> = extents
-                .iter()
-                .copied()
-                .filter(|e| !self.extents.contains_key(e) && !wanted.contains(e))
-                .collect();
-            if self.extents.len() + wanted.len() + new.len() > self.slots {
-                break;
-            }
-            wanted.extend(new);
-        }
+        let wanted: Vec<u32> = self
+            .planned()
+            .into_iter()
+            .filter(|e| !self.extents.contains_key(e))
+            .collect();
+        let wanted = wanted.into_iter().take(self.slots - self.extents.len());
         self.clock += 1;
-        for e in wanted {
+        for e in wanted.collect::<Vec<_>>() {
             self.extents.insert(
                 e,
                 Slot {
@@ -352,9 +363,23 @@ mod tests {
         for e in 0..3 {
             assert!(!log.acquire(e, blocks(u64::from(e) * 4, 1)));
         }
-        assert!(matches!(log.step(), Some(Step::Write { .. })));
+        assert_eq!(
+            log.step(),
+            Some(Step::Write {
+                number: 1,
+                active: vec![0, 1]
+            })
+        );
         assert_eq!(log.written(), vec![0, 1]);
         assert_eq!(log.step(), None);
-        assert_eq!(log.release(blocks(0, 1)), vec![2]);
+        assert!(log.release(blocks(0, 1)).is_empty());
+        assert_eq!(
+            log.step(),
+            Some(Step::Write {
+                number: 2,
+                active: vec![0, 1, 2]
+            })
+        );
+        assert_eq!(log.written(), vec![2]);
     }
 }

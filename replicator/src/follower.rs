@@ -365,10 +365,8 @@ impl Follower {
                 self.take_bitmaps(ctx, &bitmaps);
                 self.barrier(ctx, stamp, token, true);
             }
-            Frame::Grown { stamp, node } if ours(stamp) => {
-                if node != ctx.me() {
-                    ctx.bits.replace(node, &[]);
-                }
+            Frame::Grown { stamp, node } if ours(stamp) && node != ctx.me() => {
+                ctx.bits.replace(node, &[]);
             }
             Frame::Resync {
                 stamp,

@@ -1,0 +1,438 @@
+//! A small cluster without faults of its own: memory disks, perfect lanes, a register as control plane.
+//! Scenarios drive it step by step; random schedules are the simulator's business.
+#![allow(dead_code)] // each test file uses its part
+
+use bytes::Bytes;
+use holdfast_meta::{
+    BitmapStart, FORMAT_VERSION, Layout, Superblock, initialise, locate, superblock_range,
+};
+use holdfast_replicator::{
+    Action, Config, DiskOp, Event, FromControl, IoId, Note, Now, Replica, ReqId, Request,
+    RequestError, Timing, ToControl, View,
+};
+use holdfast_types::{
+    DiskState, Epoch, Gen, Geometry, Incarnation, NodeId, NodeSet, Run, VolumeId,
+};
+use std::collections::{BTreeMap, VecDeque};
+
+pub const BLOCK: usize = 64;
+pub const GEOMETRY: Geometry = Geometry {
+    block_bytes: 64,
+    blocks: 64,
+    extent_blocks: 4,
+};
+const STORE_BYTES: usize = 64 * 64 + 64 * 1024;
+
+pub struct Site {
+    pub replica: Option<Replica>,
+    pub disk: Vec<u8>,
+    pub answers: BTreeMap<u64, Result<Bytes, RequestError>>,
+    pub notes: Vec<Note>,
+    pub opened: Option<Epoch>,
+    pub drained: bool,
+    pub stopped: bool,
+    pub boot: u128,
+    /// Disk operations wait here while `slow`.
+    pub slow: bool,
+    queue: VecDeque<(IoId, DiskOp)>,
+}
+
+pub struct Cluster {
+    pub sites: Vec<Site>,
+    pub now: Now,
+    pub view: View,
+    pub links: NodeSetPairs,
+    frames: VecDeque<(usize, usize, holdfast_wire::Frame)>,
+    next_req: u64,
+    pub register_up: bool,
+}
+
+#[derive(Default)]
+pub struct NodeSetPairs(Vec<(usize, usize)>);
+
+impl Cluster {
+    /// `members` are in sync from the start; the other replicas are blank.
+    pub fn new(nodes: usize, members: &[u8]) -> Self {
+        let all: NodeSet = (0..nodes as u8).map(NodeId).collect();
+        let in_sync: NodeSet = members.iter().map(|&m| NodeId(m)).collect();
+        let mut cluster = Self {
+            sites: (0..nodes)
+                .map(|n| Site::new(n, all, in_sync.has(NodeId(n as u8))))
+                .collect(),
+            now: Now(1_000_000_000),
+            view: View {
+                generation: Gen(1),
+                epoch: Epoch(0),
+                primary: None,
+                in_sync,
+                data_nodes: all,
+            },
+            links: NodeSetPairs::default(),
+            frames: VecDeque::new(),
+            next_req: 1,
+            register_up: true,
+        };
+        for n in 0..nodes {
+            cluster.start(n);
+        }
+        cluster
+    }
+
+    pub fn start(&mut self, n: usize) {
+        let site = &mut self.sites[n];
+        let (offset, len) = superblock_range(STORE_BYTES as u64).unwrap();
+        let located = locate(
+            STORE_BYTES as u64,
+            &site.disk[offset as usize..(offset + len) as usize],
+        )
+        .unwrap();
+        let (from, len) = located.layout.region();
+        let recovered = located
+            .recover(&site.disk[from as usize..(from + len) as usize])
+            .unwrap();
+        let cfg = Config {
+            me: NodeId(n as u8),
+            data_nodes: self.view.data_nodes,
+            volume: VolumeId(7),
+            timing: Timing::default(),
+            planted: None,
+        };
+        let mut out = Vec::new();
+        site.replica = Some(Replica::start(cfg, recovered, site.boot, self.now, &mut out).unwrap());
+        self.perform(n, out);
+        self.settle();
+        self.event(n, Event::Control(FromControl::View(self.view)));
+        for other in 0..self.sites.len() {
+            self.connect(n, other);
+        }
+        self.settle();
+    }
+
+    /// SIGKILL: memory is gone, the disk and what was submitted to it stay.
+    pub fn kill(&mut self, n: usize) {
+        self.sites[n].flush_queue();
+        self.sites[n].replica = None;
+        self.cut(n);
+    }
+
+    pub fn cut(&mut self, n: usize) {
+        for other in 0..self.sites.len() {
+            let pair = (n.min(other), n.max(other));
+            if let Some(i) = self.links.0.iter().position(|&p| p == pair) {
+                self.links.0.remove(i);
+                self.frames
+                    .retain(|&(a, b, _)| (a.min(b), a.max(b)) != pair);
+                self.event(
+                    n,
+                    Event::PeerDown {
+                        peer: NodeId(other as u8),
+                    },
+                );
+                self.event(
+                    other,
+                    Event::PeerDown {
+                        peer: NodeId(n as u8),
+                    },
+                );
+            }
+        }
+    }
+
+    pub fn connect(&mut self, a: usize, b: usize) {
+        let pair = (a.min(b), a.max(b));
+        if a == b
+            || self.links.0.contains(&pair)
+            || self.sites[a].replica.is_none()
+            || self.sites[b].replica.is_none()
+        {
+            return;
+        }
+        self.links.0.push(pair);
+        self.event(
+            a,
+            Event::PeerUp {
+                peer: NodeId(b as u8),
+            },
+        );
+        self.event(
+            b,
+            Event::PeerUp {
+                peer: NodeId(a as u8),
+            },
+        );
+    }
+
+    pub fn event(&mut self, n: usize, event: Event) {
+        let now = self.now;
+        let mut out = Vec::new();
+        if let Some(replica) = &mut self.sites[n].replica {
+            replica.handle(now, event, &mut out);
+        }
+        self.perform(n, out);
+    }
+
+    fn perform(&mut self, n: usize, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Disk { io, op } => self.sites[n].queue.push_back((io, op)),
+                Action::Send { peer, frame } => {
+                    self.frames.push_back((n, usize::from(peer.0), frame))
+                }
+                Action::Disconnect { peer } => {
+                    let other = usize::from(peer.0);
+                    let pair = (n.min(other), n.max(other));
+                    self.links.0.retain(|&p| p != pair);
+                    self.frames
+                        .retain(|&(a, b, _)| (a.min(b), a.max(b)) != pair);
+                    self.event(n, Event::PeerDown { peer });
+                    self.event(
+                        other,
+                        Event::PeerDown {
+                            peer: NodeId(n as u8),
+                        },
+                    );
+                }
+                Action::Complete { req, result } => {
+                    assert!(
+                        self.sites[n].answers.insert(req.0, result).is_none(),
+                        "answered twice"
+                    );
+                }
+                Action::Control(message) => self.control(n, message),
+                Action::Note(note) => self.sites[n].notes.push(note),
+            }
+        }
+    }
+
+    fn control(&mut self, n: usize, message: ToControl) {
+        match message {
+            ToControl::ProposeSet {
+                epoch,
+                generation,
+                in_sync,
+                ..
+            } => {
+                if self.register_up
+                    && generation == self.view.generation
+                    && epoch == self.view.epoch
+                {
+                    self.view.generation = generation.next();
+                    self.view.in_sync = in_sync;
+                    self.publish();
+                }
+            }
+            ToControl::Promised { epoch } => {
+                assert_eq!(epoch, self.view.epoch.next());
+                self.view.epoch = epoch;
+                self.view.generation = self.view.generation.next();
+                self.view.primary = Some(NodeId(n as u8));
+                let view = self.view;
+                self.event(n, Event::Control(FromControl::Lead(view)));
+                self.publish();
+            }
+            ToControl::Opened { epoch } => self.sites[n].opened = Some(epoch),
+            ToControl::Drained { .. } => self.sites[n].drained = true,
+            ToControl::Stopped => self.sites[n].stopped = true,
+            ToControl::Started { .. } | ToControl::Deposed { .. } | ToControl::DiskFailed => {}
+        }
+    }
+
+    fn publish(&mut self) {
+        let view = self.view;
+        for n in 0..self.sites.len() {
+            self.event(n, Event::Control(FromControl::View(view)));
+        }
+    }
+
+    pub fn promote(&mut self, n: usize) {
+        let epoch = self.view.epoch.next();
+        self.event(n, Event::Control(FromControl::Promise { epoch }));
+        self.settle();
+        self.event(
+            n,
+            Event::Control(FromControl::Lease {
+                until: Now(u64::MAX),
+            }),
+        );
+        self.settle();
+    }
+
+    /// Runs disks and lanes until nothing moves.
+    pub fn settle(&mut self) {
+        loop {
+            let mut moved = false;
+            for n in 0..self.sites.len() {
+                while !self.sites[n].slow
+                    && let Some((io, op)) = self.sites[n].queue.pop_front()
+                {
+                    let result = Ok(self.sites[n].apply(&op));
+                    self.event(n, Event::DiskDone { io, result });
+                    moved = true;
+                }
+            }
+            if let Some((from, to, frame)) = self.frames.pop_front() {
+                self.event(
+                    to,
+                    Event::Frame {
+                        peer: NodeId(from as u8),
+                        frame,
+                    },
+                );
+                moved = true;
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// Lets time pass, with ticks.
+    pub fn pass(&mut self, ms: u64) {
+        let end = self.now.plus_ms(ms);
+        while self.now < end {
+            self.now = self.now.plus_ms(10);
+            for n in 0..self.sites.len() {
+                if self.sites[n]
+                    .replica
+                    .as_ref()
+                    .is_some_and(|r| r.deadline() <= self.now)
+                {
+                    self.event(n, Event::Tick);
+                }
+            }
+            for a in 0..self.sites.len() {
+                for b in 0..a {
+                    self.connect(a, b);
+                }
+            }
+            self.settle();
+        }
+    }
+
+    pub fn request(&mut self, n: usize, request: Request) -> u64 {
+        let id = self.next_req;
+        self.next_req += 1;
+        self.event(
+            n,
+            Event::Request {
+                req: ReqId(id),
+                request,
+            },
+        );
+        id
+    }
+
+    pub fn write(&mut self, n: usize, block: u64, value: u8) -> u64 {
+        let data = Bytes::from(vec![value; BLOCK]);
+        self.request(
+            n,
+            Request::Write {
+                offset: block * BLOCK as u64,
+                data,
+                fua: false,
+            },
+        )
+    }
+
+    pub fn read(&mut self, n: usize, block: u64) -> u8 {
+        let req = self.request(
+            n,
+            Request::Read {
+                offset: block * BLOCK as u64,
+                len: BLOCK as u32,
+            },
+        );
+        self.settle();
+        let bytes = self.sites[n].answers[&req].clone().expect("read");
+        assert!(bytes.iter().all(|b| *b == bytes[0]));
+        bytes[0]
+    }
+
+    pub fn acked(&self, n: usize, req: u64) -> bool {
+        matches!(self.sites[n].answers.get(&req), Some(Ok(_)))
+    }
+
+    pub fn assert_equal(&self, a: usize, b: usize) {
+        let bytes = GEOMETRY.bytes() as usize;
+        assert_eq!(self.sites[a].disk[..bytes], self.sites[b].disk[..bytes]);
+    }
+}
+
+impl Site {
+    fn new(n: usize, all: NodeSet, member: bool) -> Self {
+        let layout = Layout::with_page(GEOMETRY, STORE_BYTES as u64, 7, 8, 512).unwrap();
+        let mut superblock = Superblock {
+            version: FORMAT_VERSION,
+            cluster: 1,
+            volume: VolumeId(7),
+            node: NodeId(n as u8),
+            geometry: GEOMETRY,
+            page_bytes: 512,
+            incarnation: Incarnation(100 + n as u64),
+            run: Run(0),
+            boot_id: 0,
+            clean: true,
+            promised: Epoch(0),
+            epoch: Epoch(0),
+            disk: if member {
+                DiskState::UpToDate
+            } else {
+                DiskState::Outdated
+            },
+            lineage: 0,
+            log_slots: 8,
+            log_floor: 0,
+            peer_slots: [None; 7],
+            update: 0,
+        };
+        for peer in all.without(NodeId(n as u8)).iter() {
+            superblock.give_slot(peer).unwrap();
+        }
+        let start = if member {
+            BitmapStart::Clean
+        } else {
+            BitmapStart::AllDirty
+        };
+        let mut site = Self {
+            replica: None,
+            disk: vec![0; STORE_BYTES],
+            answers: BTreeMap::new(),
+            notes: Vec::new(),
+            opened: None,
+            drained: false,
+            stopped: false,
+            boot: 1,
+            slow: false,
+            queue: VecDeque::new(),
+        };
+        for (offset, bytes) in initialise(&layout, &superblock, start).unwrap() {
+            site.disk[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+        }
+        site
+    }
+
+    fn apply(&mut self, op: &DiskOp) -> Bytes {
+        match op {
+            DiskOp::Read { offset, len } => {
+                let from = *offset as usize;
+                return Bytes::copy_from_slice(&self.disk[from..from + *len as usize]);
+            }
+            DiskOp::Write { offset, data, .. } => {
+                let from = *offset as usize;
+                self.disk[from..from + data.len()].copy_from_slice(data);
+            }
+            DiskOp::Zero { offset, len, .. } => {
+                let from = *offset as usize;
+                self.disk[from..from + *len as usize].fill(0);
+            }
+            DiskOp::Flush => {}
+        }
+        Bytes::new()
+    }
+
+    fn flush_queue(&mut self) {
+        while let Some((_, op)) = self.queue.pop_front() {
+            self.apply(&op);
+        }
+    }
+}

@@ -43,8 +43,6 @@ struct Fragment {
     block: u64,
     patch: Patch,
     sectors: u8,
-    /// For a block of the cache: the write it was taken from.
-    seq: Option<u64>,
 }
 
 /// What is done one after another.
@@ -233,7 +231,6 @@ impl FaultyStore {
                     block,
                     patch,
                     sectors,
-                    seq: Some(seq),
                 });
             }
         }
@@ -308,7 +305,6 @@ impl FaultyStore {
                     block,
                     patch,
                     sectors: self.sectors(),
-                    seq: None,
                 });
             }
             self.jobs.push_back(Job::Fragments {
@@ -347,11 +343,7 @@ impl FaultyStore {
                 Job::Through { op, .. } => parts.push((op.clone(), Below::Part)),
                 Job::Fragments { fragments, .. } => {
                     for fragment in mem::take(fragments) {
-                        // Overwritten or flushed meanwhile: there is nothing left to let through.
-                        let stale = fragment
-                            .seq
-                            .is_some_and(|seq| self.overlay.if_last(fragment.block, seq).is_none());
-                        if !stale && fragment.sectors != 0 {
+                        if fragment.sectors != 0 {
                             let read = StoreOp::Read {
                                 offset: fragment.block * BLOCK_BYTES,
                                 len: BLOCK_BYTES as u32,

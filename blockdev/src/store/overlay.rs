@@ -120,14 +120,6 @@ impl Overlay {
         Some(cell)
     }
 
-    /// The content of one block, if its last write is still this one.
-    pub(super) fn if_last(&self, block: u64, seq: u64) -> Option<&Patch> {
-        self.cells
-            .get(&block)
-            .filter(|cell| cell.last == seq)
-            .map(|cell| &cell.patch)
-    }
-
     /// What a range has here.
     pub(super) fn within(&self, offset: u64, len: u64) -> Vec<(u64, Patch)> {
         self.cells

@@ -1,6 +1,6 @@
 //! The second process of a node: it undoes the node's side effects when the daemon cannot.
 //!
-//! Daemon and fencer share one page of memory ([`page`]). The daemon writes there, per resource, until when it may hold
+//! Daemon and fencer share one page of memory (`page`). The daemon writes there, per resource, until when it may hold
 //! side effects (CLOCK_BOOTTIME) and, before each side effect is made, how to undo it. The fencer sleeps until the
 //! earliest deadline or the daemon's death, and then kills services, removes VIPs, aborts FUSE connections, detaches
 //! mounts and loop devices, verifies that all is gone, and says so in the page.

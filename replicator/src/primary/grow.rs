@@ -157,7 +157,7 @@ impl Primary {
         );
         match self.sessions.get(&peer) {
             Some(session) => {
-                self.member_runs.insert(peer, session.run);
+                self.member_runs.insert(peer, session.life);
                 ctx.note(Note::Resynced {
                     peer,
                     sent_bytes: session.sent_bytes,

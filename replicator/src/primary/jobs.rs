@@ -9,7 +9,9 @@
 //! Invariants
 //! - bits are cleared only when the peer answered that it has the blocks, or its hashes are equal,
 //!   under the lock (G4);
-//! - a resync job never covers blocks with a write on its way to that peer.
+//! - a resync job never covers blocks with a write on its way to that peer;
+//! - a job stays inside one activity-log extent, and there are never more of them than a quarter of the
+//!   smallest log's slots, so that jobs cannot starve a replica of slots (rule 30).
 
 use super::writes::Source;
 use super::{Owner, Phase, Primary};
@@ -87,10 +89,7 @@ impl Primary {
             (0, session.cursor.min(blocks)),
         ] {
             let mut from = start;
-            while let Some(run) = dirty
-                .next_run(from, JOB_BLOCKS_MAX)
-                .filter(|r| r.first < end)
-            {
+            while let Some(run) = next_run(ctx, peer, from).filter(|r| r.first < end) {
                 match busy(run) {
                     None => return Some(run),
                     Some((first, _)) if first > run.first => {
@@ -115,11 +114,7 @@ impl Primary {
         for wanted in self.awaited() {
             for member in members.iter() {
                 let mut from = wanted.first;
-                while let Some(run) = ctx
-                    .bits
-                    .dirty(member)
-                    .next_run(from, JOB_BLOCKS_MAX)
-                    .filter(|r| r.first < wanted.end())
+                while let Some(run) = next_run(ctx, member, from).filter(|r| r.first < wanted.end())
                 {
                     match busy(run) {
                         None => return Some(run),
@@ -130,7 +125,7 @@ impl Primary {
         }
         for member in members.iter() {
             let mut from = 0;
-            while let Some(run) = ctx.bits.dirty(member).next_run(from, JOB_BLOCKS_MAX) {
+            while let Some(run) = next_run(ctx, member, from) {
                 match busy(run) {
                     None => return Some(run),
                     Some(b) => from = b.end(),
@@ -145,11 +140,12 @@ impl Primary {
         if self.phase != Phase::Open || ctx.disk_failed {
             return;
         }
+        let jobs_max = JOBS_MAX.min((self.slots_min(ctx) / 4).max(1) as usize);
         let all_here = self
             .members(ctx)
             .iter()
             .all(|m| self.attached_session(m).is_some());
-        while self.jobs.len() < JOBS_MAX
+        while self.jobs.len() < jobs_max
             && all_here
             && let Some(range) = self.next_in_doubt(ctx)
         {
@@ -175,7 +171,7 @@ impl Primary {
             .map(|(&n, _)| n)
             .collect();
         for peer in syncing {
-            while self.jobs.len() < JOBS_MAX {
+            while self.jobs.len() < jobs_max {
                 let Some(range) = self.next_lacking(ctx, peer) else {
                     self.try_grow(ctx, peer);
                     break;
@@ -563,6 +559,17 @@ impl Primary {
                 .map(|v| v.done_blocks * block),
         }
     }
+}
+
+/// The next run of blocks that `node` may lack, within one job's bounds.
+fn next_run(ctx: &Ctx, node: NodeId, from: u64) -> Option<BlockRange> {
+    let geometry = ctx.layout.geometry;
+    let run = ctx.bits.dirty(node).next_run(from, JOB_BLOCKS_MAX)?;
+    let extent_end = geometry.extent_range(geometry.extent_of(run.first)).end();
+    Some(BlockRange::new(
+        run.first,
+        run.count.min(extent_end - run.first),
+    ))
 }
 
 /// The runs of blocks of `range` whose index satisfies `differs`.

@@ -23,7 +23,7 @@ use crate::locks::RangeLocks;
 use crate::{FromControl, Note, Now, ReqId, Request, RequestError, SetChange, ToControl, View};
 use bytes::Bytes;
 use holdfast_meta::Unsaved;
-use holdfast_types::{BlockRange, DiskState, Epoch, Gen, NodeId, NodeSet, Run, Seq};
+use holdfast_types::{BlockRange, DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Seq};
 use jobs::{Job, Verify};
 use requests::{Open, Piece};
 use sessions::Session;
@@ -78,7 +78,7 @@ pub(crate) struct Primary {
     since: Now,
     heard: NodeSet,
     /// The run each member had when it was taken in: an answer of another run does not count (rules 8, 10).
-    member_runs: BTreeMap<NodeId, Run>,
+    member_runs: BTreeMap<NodeId, (Incarnation, Run)>,
     sessions: BTreeMap<NodeId, Session>,
     next_session: u64,
     /// Since when a member is without session.
@@ -442,7 +442,8 @@ impl Primary {
             })
             .collect();
         if let Some(first) = silent.iter().next() {
-            self.propose(ctx, self.in_sync.minus(silent), first, SetChange::Lost);
+            // One at a time: each removal is a commit of its own.
+            self.propose_removal(ctx, first, SetChange::Lost);
         }
     }
 

@@ -107,7 +107,8 @@ impl Primary {
             }
             Request::Write { offset, data, fua } => {
                 self.written_bytes += data.len() as u64;
-                let cuts = cut(ctx, offset, data.len() as u64, PIECE_BLOCKS_MAX);
+                let max = PIECE_BLOCKS_MAX.min(self.write_blocks_max(ctx));
+                let cuts = cut(ctx, offset, data.len() as u64, max);
                 open.left = cuts.len() as u32;
                 self.requests.insert(req, open);
                 for (at, len) in cuts {
@@ -137,10 +138,14 @@ impl Primary {
         self.add_piece(ctx, req, range, work);
     }
 
+    /// Blocks a single write may touch so that it always fits the smallest log (rule 29).
+    fn write_blocks_max(&self, ctx: &Ctx) -> u64 {
+        ActivityLog::<LogUser>::write_blocks_max(self.slots_min(ctx), ctx.layout.geometry)
+    }
+
     /// Cuts the next pieces of a request for zeroes, a few at a time (rule 29).
     fn more_zeroes(&mut self, ctx: &mut Ctx, req: ReqId) {
-        let slots = ctx.superblock.log_slots;
-        let max = ActivityLog::<LogUser>::write_blocks_max(slots, ctx.layout.geometry);
+        let max = self.write_blocks_max(ctx);
         while let Some((offset, len, fua)) = self.requests.get(&req).and_then(|o| o.rest) {
             if self.requests[&req].left >= 4 {
                 return;

@@ -4,7 +4,7 @@ use super::{Phase, Primary};
 use crate::config::Planted;
 use crate::ctx::Ctx;
 use crate::{Note, Now, SetChange};
-use holdfast_types::{BlockRange, DiskState, NodeId, NodeSet, Run, Seq, SessionId};
+use holdfast_types::{BlockRange, DiskState, Incarnation, NodeId, NodeSet, Run, Seq, SessionId};
 use holdfast_wire::{Attach, Frame, Refusal, Stamp};
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 pub(super) struct Session {
     pub(super) stamp: Stamp,
     pub(super) attached: bool,
-    pub(super) run: Run,
+    pub(super) life: (Incarnation, Run),
     pub(super) log_slots: u32,
     /// Writes sent and not answered.
     pub(super) unanswered: BTreeMap<Seq, BlockRange>,
@@ -61,7 +61,7 @@ impl Primary {
         let session = Session {
             stamp,
             attached: false,
-            run: hello.run,
+            life: (hello.incarnation, hello.run),
             log_slots: hello.log_slots,
             unanswered: BTreeMap::new(),
             cursor: 0,
@@ -89,7 +89,7 @@ impl Primary {
             DiskState::Syncing | DiskState::UpToDate => {}
         }
         match self.member_runs.get(&peer) {
-            Some(&run) if run != hello.run => Some(SetChange::Restarted),
+            Some(&life) if life != (hello.incarnation, hello.run) => Some(SetChange::Restarted),
             Some(_) => None,
             // First time in this epoch: fit to reconcile unless it alone lost its cache (rule 9).
             None if self.phase == Phase::Collecting && (!hello.unclean || ctx.unclean) => None,
@@ -170,7 +170,7 @@ impl Primary {
     /// A replica took the session.
     fn attached(&mut self, ctx: &mut Ctx, peer: NodeId, report: &[BlockRange]) {
         let member = self.in_sync.has(peer);
-        let run = self.sessions[&peer].run;
+        let life = self.sessions[&peer].life;
         let blocks = ctx.layout.geometry.blocks;
         let report = report
             .iter()
@@ -184,7 +184,7 @@ impl Primary {
                 ctx.bits.suspect(ctx.others(), range);
             }
             self.heard = self.heard.with(peer);
-            self.member_runs.insert(peer, run);
+            self.member_runs.insert(peer, life);
             self.lost_since.remove(&peer);
             self.note_attached(ctx, peer, member);
             self.try_open(ctx);
@@ -243,9 +243,21 @@ impl Primary {
     /// Extents in use here never need more slots than the smallest replica has (rule 30); half of them, so that
     /// resync, which passes the target's log too, finds room.
     pub(super) fn set_log_limit(&mut self, ctx: &mut Ctx) {
-        let smallest = self.sessions.values().map(|s| s.log_slots).min();
-        ctx.log
-            .set_limit(smallest.map_or(u32::MAX, |s| (s / 2).max(2)));
+        let slots = self.slots_min(ctx);
+        ctx.log.set_limit(if self.sessions.is_empty() {
+            slots
+        } else {
+            slots / 2
+        });
+    }
+
+    /// Activity-log slots of the replica that has the fewest.
+    pub(super) fn slots_min(&self, ctx: &Ctx) -> u32 {
+        let own = ctx.superblock.log_slots;
+        self.sessions
+            .values()
+            .map(|s| s.log_slots)
+            .fold(own, u32::min)
     }
 
     pub(super) fn attached_session(&self, peer: NodeId) -> Option<&Session> {

@@ -304,7 +304,7 @@ impl World {
             epoch: Default::default(),
             disk: match bitmaps {
                 BitmapStart::Clean => holdfast_types::DiskState::UpToDate,
-                BitmapStart::AllDirty => holdfast_types::DiskState::Syncing,
+                BitmapStart::AllDirty => holdfast_types::DiskState::Outdated,
             },
             lineage: 0,
             log_slots: self.scenario.log_slots,

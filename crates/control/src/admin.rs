@@ -23,6 +23,8 @@ enum Goal {
         ix: usize,
         node: NodeId,
         forced: bool,
+        /// The wish was seen in the record: when it is gone, it was called off.
+        seen: bool,
     },
     Demoted {
         ix: usize,
@@ -207,6 +209,7 @@ impl Node {
                 ix,
                 node,
                 forced: false,
+                seen: false,
             }));
         }
         let holders = self.names(record.members());
@@ -254,6 +257,7 @@ impl Node {
             ix,
             node,
             forced: true,
+            seen: false,
         }))
     }
 
@@ -358,6 +362,10 @@ impl Node {
     pub(crate) fn drive_admin(&mut self, now: Now) {
         let mut open = Vec::new();
         for mut pending in std::mem::take(&mut self.pending) {
+            if let Goal::Promoted { ix, node, seen, .. } = &mut pending.goal {
+                let record = self.consensus.state().resources.get(&ResourceIx(*ix as u16));
+                *seen |= record.is_some_and(|r| r.wanted == Wanted::On(*node));
+            }
             let answer = self.reached(now, &pending.goal).or_else(|| {
                 (now >= pending.until).then(|| AdminReply::TimedOut {
                     message: self.waits_for(now, &pending.goal),
@@ -397,7 +405,7 @@ impl Node {
                     }
                 })
             }
-            Goal::Promoted { ix, node, forced } => {
+            Goal::Promoted { ix, node, forced, seen } => {
                 let resource = ResourceIx(*ix as u16);
                 let record = self.state().resources.get(&resource)?;
                 let (name, node_name) =
@@ -419,6 +427,12 @@ impl Node {
                         "{node_name} is no longer up to date: let it resync first"
                     )));
                 }
+                if *seen && record.wanted != Wanted::On(*node) && record.primary != Some(*node) {
+                    return Some(refused(format!(
+                        "called off: {name} could not be stopped where it runs, or somebody wished otherwise; \
+                         the log of its node says more"
+                    )));
+                }
                 if !self.connected(now, *node) && record.primary != Some(*node) {
                     return Some(refused(format!("{node_name} is not online")));
                 }
@@ -437,23 +451,9 @@ impl Node {
         match goal {
             Goal::Created { command, .. } => self.propose(now, command.clone()),
             Goal::Demoted { ix } => self.want(now, *ix, Wanted::Stopped),
-            Goal::Promoted { ix, node, .. } => {
-                let resource = ResourceIx(*ix as u16);
-                let primary = self
-                    .state()
-                    .resources
-                    .get(&resource)
-                    .and_then(|r| r.primary);
-                if primary != Some(*node)
-                    || self
-                        .state()
-                        .resources
-                        .get(&resource)
-                        .is_some_and(|r| r.wanted == Wanted::Stopped)
-                {
-                    self.want(now, *ix, Wanted::On(*node));
-                }
-            }
+            // Once only: who cannot fulfil the wish takes it back.
+            Goal::Promoted { seen: true, .. } => {}
+            Goal::Promoted { ix, node, .. } => self.want(now, *ix, Wanted::On(*node)),
             Goal::Forwarded { .. } => {}
         }
     }

@@ -56,6 +56,7 @@ pub(crate) struct Consensus {
     leader_heard: Option<Now>,
     replied: BTreeMap<RaftId, Now>,
     was_leader: bool,
+    announced: u64,
     broken: bool,
     pub(crate) out: Out,
 }
@@ -166,6 +167,7 @@ impl Consensus {
             leader_heard: None,
             replied: BTreeMap::new(),
             was_leader: false,
+            announced: 0,
             broken: false,
             out: Out::default(),
         }
@@ -328,7 +330,9 @@ impl Consensus {
         if self.is_leader() {
             if !self.hears_quorum(now) {
                 self.lay_down(now, rng);
-            } else if now >= self.heartbeat_at {
+            } else if now >= self.heartbeat_at || self.announced < self.raft.commit_index().get() {
+                // Followers learn at once of what was committed.
+                self.announced = self.raft.commit_index().get();
                 self.raft.heartbeat();
                 self.drain(now, None, rng);
                 self.heartbeat_at = now.plus_ms(self.timing.heartbeat_ms);

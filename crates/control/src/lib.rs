@@ -22,6 +22,9 @@ pub mod state;
 mod status;
 mod votes;
 
+#[cfg(test)]
+mod tests;
+
 pub use api::*;
 pub use message::MessageError;
 pub use node::{Node, StartError};

@@ -41,6 +41,7 @@ pub(crate) struct Started {
     pub(crate) incarnation: Incarnation,
     pub(crate) run: Run,
     pub(crate) unclean: bool,
+    pub(crate) promised: Epoch,
     pub(crate) disk: DiskState,
 }
 
@@ -52,6 +53,8 @@ pub(crate) struct Local {
     stopped: bool,
     view_sent: Option<Gen>,
     seen_at: Now,
+    /// Promises of its former life were taken back.
+    recalled: bool,
 }
 
 /// A candidacy.
@@ -140,6 +143,8 @@ pub(crate) struct Resource {
     /// An operator's force counts until then.
     pub(crate) force_until: Option<Now>,
     hold_back: Now,
+    /// Handed over in this epoch, and not taken yet.
+    handed: Option<(Epoch, NodeId)>,
     /// A wish that could not be fulfilled: taken back.
     refused_wish: Option<NodeId>,
     pub(crate) unclean_since: Option<Now>,
@@ -173,6 +178,7 @@ impl Resource {
             hint: None,
             force_until: None,
             hold_back: now,
+            handed: None,
             refused_wish: None,
             unclean_since: None,
             again: now,
@@ -182,6 +188,7 @@ impl Resource {
     /// Nothing of it runs here, the replicas are stopped too.
     pub(crate) fn is_stopped(&self) -> bool {
         self.phase == Phase::Secondary
+            && self.handed.is_none()
             && self.locals.iter().all(|l| l.started.is_none() || l.stopped)
     }
 
@@ -280,16 +287,29 @@ impl Node {
             return;
         };
         self.grantor.prune(ResourceIx(ix as u16), &record);
+        self.drive_handed(now, ix);
         if self.resources[ix].epoch_since.0 != record.epoch {
             self.resources[ix].epoch_since = (record.epoch, now);
         }
         if !self.resources[ix].member {
             return;
         }
+        self.drive_seen(now, ix, &record);
         self.drive_phase(now, ix, &record);
         self.drive_views(ix, &record);
-        self.drive_seen(now, ix, &record);
         self.drive_shutdown(ix);
+    }
+
+    /// A hand-over is over when the successor says it has taken it, or after a while.
+    fn drive_handed(&mut self, now: Now, ix: usize) {
+        let Some((epoch, to)) = self.resources[ix].handed else { return };
+        let at = self.resources[ix].hold_back;
+        let taken = self.heard_of(to, ResourceIx(ix as u16)).is_some_and(|h| h.epoch > epoch);
+        if taken || now >= at {
+            self.resources[ix].handed = None;
+        } else {
+            self.wake(at);
+        }
     }
 
     fn drive_phase(&mut self, now: Now, ix: usize, record: &ResourceRecord) {
@@ -1006,6 +1026,7 @@ impl Node {
             _ => None,
         };
         if let Some(to) = successor {
+            self.resources[ix].handed = Some((stop.epoch, to));
             self.resources[ix].hold_back = now.plus_ms(self.config.timing.handover_ms);
             self.send(
                 now,
@@ -1138,6 +1159,7 @@ impl Node {
                 run,
                 unclean,
                 disk,
+                promised,
                 ..
             } => {
                 let local = &mut self.resources[ix].locals[v];
@@ -1146,6 +1168,7 @@ impl Node {
                     incarnation,
                     run,
                     unclean,
+                    promised,
                     disk,
                 });
                 *local = Local {
@@ -1273,6 +1296,13 @@ impl Node {
                 continue;
             };
             if (started.incarnation, started.run) == (replica.incarnation, replica.run) {
+                // Recording this run has moved the generation past any proposal of the former life,
+                // so a promise that it made and nobody won is definitely dead (rule 1).
+                let recall = !local.recalled && started.promised > record.epoch;
+                self.resources[ix].locals[v].recalled = true;
+                if recall {
+                    self.tell_one(ix, v, FromControl::Withdraw { epoch: started.promised });
+                }
                 continue;
             }
             if now >= local.seen_at {
@@ -1288,6 +1318,7 @@ impl Node {
                         incarnation: started.incarnation,
                         run: started.run,
                         unclean: started.unclean,
+                        promised: started.promised,
                     },
                 );
             }
@@ -1298,7 +1329,8 @@ impl Node {
 
     /// The daemon stops: when nothing is served any more, the replicas stop.
     fn drive_shutdown(&mut self, ix: usize) {
-        if !self.shutting_down || self.resources[ix].phase != Phase::Secondary {
+        let r = &self.resources[ix];
+        if !self.shutting_down || r.phase != Phase::Secondary || r.handed.is_some() {
             return;
         }
         for v in 0..self.resources[ix].locals.len() {

@@ -123,6 +123,12 @@ pub enum Change {
     Vacated,
     /// The primary went on although another node tried to take over.
     Reasserted,
+    /// A replica restarted with the promise of an epoch that its former life may have proposed:
+    /// that proposal is dead, the promise can be taken back.
+    Recalled {
+        /// On which node.
+        node: NodeId,
+    },
     /// A voter got a new identity: takeovers under way were called off.
     VoterReplaced {
         /// Which.
@@ -233,6 +239,8 @@ pub enum Command {
         run: Run,
         /// Stopped uncleanly before.
         unclean: bool,
+        /// Highest epoch it promised.
+        promised: Epoch,
     },
     /// What the operator wants.
     Want {
@@ -391,6 +399,7 @@ impl ResourceRecord {
         node: NodeId,
         expect: (Incarnation, Run),
         seen: ReplicaRecord,
+        promised: Epoch,
     ) -> bool {
         let Some(replica) = self
             .volumes
@@ -412,6 +421,10 @@ impl ResourceRecord {
             unclean: replica.unclean || seen.unclean,
             suspect: replica.suspect || strange,
         };
+        // Its former life may have proposed that epoch: for a generation up to this one.
+        if promised > self.epoch {
+            self.changed(Change::Recalled { node });
+        }
         true
     }
 }
@@ -483,6 +496,7 @@ impl ClusterState {
                 incarnation,
                 run,
                 unclean,
+                promised,
             } => {
                 let seen = ReplicaRecord {
                     incarnation: *incarnation,
@@ -491,7 +505,7 @@ impl ClusterState {
                     suspect: false,
                 };
                 self.on(*resource, None, |r| {
-                    r.replica_seen(*volume, *node, *expect, seen)
+                    r.replica_seen(*volume, *node, *expect, seen, *promised)
                 })
                 .map_or(Applied::Nothing, |()| Applied::Changed(*resource))
             }

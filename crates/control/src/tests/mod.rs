@@ -1,0 +1,6 @@
+//! A small deterministic world of several nodes, scenarios in it, random faults in it, and tests of the parts.
+
+mod parts;
+mod random;
+mod scenarios;
+mod world;

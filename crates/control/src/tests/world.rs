@@ -1,0 +1,770 @@
+//! Virtual time, network, disks, clocks that drift, fake replicas and hosts; and the checks made after every step.
+
+use crate::durable::{self, Slots};
+use crate::rng::Rng;
+use crate::*;
+use holdfast_types::{DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(super) const MS: u64 = 1_000_000;
+/// How often fake primaries look after their in-sync sets.
+const REPLICA_TICK_MS: u64 = 100;
+
+#[derive(Clone, Debug)]
+enum What {
+    Wake(u64),
+    Deliver { from: usize, bytes: Vec<u8>, link: u64 },
+    Persisted(Ticket, usize, Vec<u8>),
+    Replica(ResourceIx, VolumeIx, ToControl, u64),
+    Host(ResourceIx, HostStep, u64),
+    Link(usize, bool),
+    ReplicaTick,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct FakeReplica {
+    pub(super) incarnation: u64,
+    pub(super) run: u64,
+    pub(super) unclean: bool,
+    promised: Epoch,
+    stood: Option<Epoch>,
+    leads: Option<Epoch>,
+    view: Option<View>,
+    pub(super) held: bool,
+    stopped: bool,
+    lost_since: BTreeMap<NodeId, u64>,
+    generation: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) config: Config,
+    pub(super) node: Option<Node>,
+    pub(super) slots: [Vec<u8>; 2],
+    slot_state: Slots,
+    /// Clock: local = offset + true * (1 + ppm / 1e6).
+    offset: u64,
+    ppm: i64,
+    life: u64,
+    pub(super) paused: bool,
+    backlog: Vec<What>,
+    pub(super) replicas: Vec<Vec<FakeReplica>>,
+    /// Per resource, the steps that are in effect.
+    pub(super) effects: Vec<BTreeSet<HostStep>>,
+    lease: Vec<Option<Now>>,
+    pub(super) replies: Vec<(AdminId, AdminReply)>,
+    pub(super) notes: Vec<(u64, Note)>,
+    pub(super) stopped: bool,
+    pub(super) step_fails: Option<HostStep>,
+    pub(super) blank_wipes: u64,
+}
+
+type Fact = (Epoch, Option<NodeId>, Vec<NodeSet>);
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) now: u64,
+    seq: u64,
+    queue: BTreeMap<(u64, u64), (usize, What)>,
+    pub(super) hosts: Vec<Host>,
+    pub(super) rng: Rng,
+    /// from -> to: cut.
+    pub(super) cut: BTreeSet<(usize, usize)>,
+    pub(super) delay: (u64, u64),
+    pub(super) loss_percent: u64,
+    pub(super) disk_ms: (u64, u64),
+    link_life: BTreeMap<(usize, usize), u64>,
+    leaders: BTreeMap<u64, usize>,
+    facts: BTreeMap<(ResourceIx, Gen), Fact>,
+    primaries: BTreeMap<(ResourceIx, Epoch), NodeId>,
+    forced: BTreeSet<(ResourceIx, Gen)>,
+    pub(super) ticks: u64,
+    pub(super) grow: bool,
+    admin: u64,
+}
+
+pub(super) fn config(me: u8, data: &[u8], resources: u16, volumes: u16) -> Config {
+    Config {
+        me: NodeId(me),
+        nodes: (0..3)
+            .map(|i| NodeConfig { id: NodeId(i), name: format!("n{i}"), voter: true })
+            .collect(),
+        resources: (0..resources)
+            .map(|r| {
+                let mut nodes: Vec<_> = data.iter().map(|n| NodeId(*n)).collect();
+                nodes.rotate_left(usize::from(r) % data.len());
+                ResourceConfig {
+                    name: format!("r{r}"),
+                    volumes: (0..volumes)
+                        .map(|v| VolumeConfig { name: format!("v{v}"), size_bytes: 1 << 20 })
+                        .collect(),
+                    data_nodes: nodes,
+                    unclean_promotion: UncleanPromotion::Wait,
+                    auto_promote: true,
+                }
+            })
+            .collect(),
+        timing: Timing::default(),
+    }
+}
+
+impl World {
+    /// Nodes 0 and 1 hold data, node 2 is the witness.
+    pub(super) fn new(seed: u64) -> Self {
+        Self::with(seed, &[0, 1], 1, 1)
+    }
+
+    pub(super) fn with(seed: u64, data: &[u8], resources: u16, volumes: u16) -> Self {
+        let mut rng = Rng::new(seed);
+        let hosts = (0..3u8)
+            .map(|me| {
+                let config = config(me, data, resources, volumes);
+                let limit = i64::try_from(config.timing.drift_ppm).unwrap_or(0);
+                let fake = |_| FakeReplica {
+                    incarnation: u64::from(me) + 100,
+                    ..FakeReplica::default()
+                };
+                Host {
+                    node: None,
+                    slots: [Vec::new(), Vec::new()],
+                    slot_state: Slots::default(),
+                    offset: rng.between(0, 1 << 40),
+                    ppm: rng.between(0, 2 * limit as u64) as i64 - limit,
+                    life: 0,
+                    paused: false,
+                    backlog: Vec::new(),
+                    replicas: (0..resources).map(|_| (0..volumes).map(fake).collect()).collect(),
+                    effects: vec![BTreeSet::new(); usize::from(resources)],
+                    lease: vec![None; usize::from(resources)],
+                    replies: Vec::new(),
+                    notes: Vec::new(),
+                    stopped: false,
+                    step_fails: None,
+                    blank_wipes: 0,
+                    config,
+                }
+            })
+            .collect();
+        let mut world = Self {
+            now: 0,
+            seq: 0,
+            queue: BTreeMap::new(),
+            hosts,
+            rng,
+            cut: BTreeSet::new(),
+            delay: (1, 3),
+            loss_percent: 0,
+            disk_ms: (1, 4),
+            link_life: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            primaries: BTreeMap::new(),
+            forced: BTreeSet::new(),
+            ticks: 0,
+            grow: true,
+            admin: 0,
+        };
+        for n in 0..3 {
+            world.boot(n);
+        }
+        world.push(world.now + REPLICA_TICK_MS * MS, 0, What::ReplicaTick);
+        world
+    }
+
+    /// A formed cluster with everything created, in sync and up.
+    pub(super) fn up(seed: u64) -> Self {
+        let mut world = Self::new(seed);
+        world.create();
+        world.run_until(30_000, |w| w.primary_up(0).is_some());
+        world
+    }
+
+    fn push(&mut self, at: u64, host: usize, what: What) {
+        self.seq += 1;
+        self.queue.insert((at, self.seq), (host, what));
+    }
+
+    fn local(&self, h: usize) -> Now {
+        let host = &self.hosts[h];
+        let skew = i128::from(self.now) * i128::from(host.ppm) / 1_000_000;
+        Now((i128::from(host.offset) + i128::from(self.now) + skew) as u64)
+    }
+
+    fn true_time(&self, h: usize, local: Now) -> u64 {
+        let host = &self.hosts[h];
+        let elapsed = i128::from(local.0) - i128::from(host.offset);
+        let at = elapsed * 1_000_000 / i128::from(1_000_000 + host.ppm);
+        (at.max(0) as u64).saturating_add(1)
+    }
+
+    pub(super) fn boot(&mut self, h: usize) {
+        assert!(self.hosts[h].node.is_none());
+        let random = self.rng.draw();
+        let now = self.local(h);
+        let host = &mut self.hosts[h];
+        host.life += 1;
+        host.stopped = false;
+        host.paused = false;
+        host.effects.iter_mut().for_each(BTreeSet::clear);
+        host.lease.iter_mut().for_each(|l| *l = None);
+        let (stored, slots) =
+            durable::choose([&host.slots[0], &host.slots[1]]).expect("a slot is sound");
+        host.slot_state = slots;
+        let start = Start { stored, random };
+        let (node, actions) = Node::start(host.config.clone(), start, now).expect("starts");
+        host.node = Some(node);
+        self.perform(h, actions);
+        for other in 0..self.hosts.len() {
+            if other != h && self.hosts[other].node.is_some() {
+                self.link(h, other, true);
+            }
+        }
+        let data = self.hosts[h].config.resources.clone();
+        for (r, resource) in data.iter().enumerate() {
+            if !resource.data_nodes.contains(&NodeId(h as u8)) {
+                continue;
+            }
+            for v in 0..resource.volumes.len() {
+                let replica = &mut self.hosts[h].replicas[r][v];
+                replica.run += 1;
+                replica.generation += 1;
+                let (stood, promised) = (replica.stood, replica.promised);
+                *replica = FakeReplica {
+                    stood,
+                    promised,
+                    incarnation: replica.incarnation,
+                    run: replica.run,
+                    unclean: replica.unclean,
+                    generation: replica.generation,
+                    ..FakeReplica::default()
+                };
+                let msg = ToControl::Started {
+                    volume: VolumeId(v as u64 + 1),
+                    incarnation: Incarnation(replica.incarnation),
+                    run: Run(replica.run),
+                    unclean: std::mem::take(&mut replica.unclean),
+                    disk: DiskState::UpToDate,
+                    promised: replica.promised,
+                };
+                self.later_replica(h, r, v, msg, 5);
+            }
+        }
+    }
+
+    fn later_replica(&mut self, h: usize, r: usize, v: usize, msg: ToControl, max_ms: u64) {
+        let at = self.now + self.rng.between(1, max_ms * MS);
+        let life = self.hosts[h].replicas[r][v].generation;
+        let what = What::Replica(ResourceIx(r as u16), VolumeIx(v as u16), msg, life);
+        self.push(at, h, what);
+    }
+
+    /// The process dies (with `power`: the machine, and what its disks had not flushed).
+    pub(super) fn crash(&mut self, h: usize, power: bool) {
+        let host = &mut self.hosts[h];
+        host.node = None;
+        host.paused = false;
+        host.backlog.clear();
+        host.life += 1;
+        host.effects.iter_mut().for_each(BTreeSet::clear); // the fencer's work
+        host.lease.iter_mut().for_each(|l| *l = None);
+        for replica in host.replicas.iter_mut().flatten() {
+            replica.unclean |= power;
+            replica.leads = None;
+            replica.generation += 1;
+        }
+        let keys: Vec<_> = self.queue.iter().filter(|(_, (n, _))| *n == h).map(|(k, _)| *k).collect();
+        for key in keys {
+            match self.queue.remove(&key) {
+                // A write that was under way leaves a torn slot, or nothing.
+                Some((_, What::Persisted(_, slot, bytes))) => {
+                    if self.rng.between(0, 1) == 0 {
+                        let cut = self.rng.between(1, bytes.len() as u64 - 1) as usize;
+                        let mut torn = bytes;
+                        torn.truncate(cut);
+                        self.hosts[h].slots[slot] = torn;
+                    }
+                }
+                Some((_, What::ReplicaTick)) => self.push(key.0, 0, What::ReplicaTick),
+                _ => {}
+            }
+        }
+        for other in 0..self.hosts.len() {
+            if other != h && self.hosts[other].node.is_some() {
+                *self.link_life.entry((h, other)).or_default() += 1;
+                *self.link_life.entry((other, h)).or_default() += 1;
+                let at = self.now + self.rng.between(1, 20 * MS);
+                if !self.cut.contains(&(h, other)) {
+                    self.push(at, other, What::Link(h, false));
+                }
+            }
+        }
+    }
+
+    /// Its control state is gone.
+    pub(super) fn wipe(&mut self, h: usize) {
+        assert!(self.hosts[h].node.is_none());
+        self.hosts[h].slots = [Vec::new(), Vec::new()];
+        self.hosts[h].blank_wipes += 1;
+    }
+
+    pub(super) fn pause(&mut self, h: usize, paused: bool) {
+        self.hosts[h].paused = paused;
+        if !paused {
+            for what in std::mem::take(&mut self.hosts[h].backlog) {
+                let at = self.now + 1;
+                self.push(at, h, what);
+            }
+        }
+    }
+
+    fn link(&mut self, a: usize, b: usize, up: bool) {
+        for (x, y) in [(a, b), (b, a)] {
+            let at = self.now + self.rng.between(1, 3 * MS);
+            self.push(at, x, What::Link(y, up));
+        }
+    }
+
+    /// Nothing passes from `a` to `b` any more (nobody is told: links die by silence).
+    pub(super) fn cut_one(&mut self, a: usize, b: usize) {
+        self.cut.insert((a, b));
+    }
+
+    pub(super) fn isolate(&mut self, h: usize) {
+        for other in 0..self.hosts.len() {
+            if other != h {
+                self.cut.insert((h, other));
+                self.cut.insert((other, h));
+            }
+        }
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    fn reachable(&self, a: usize, b: usize) -> bool {
+        !self.cut.contains(&(a, b)) && !self.cut.contains(&(b, a))
+    }
+
+    pub(super) fn create(&mut self) {
+        self.run_until(30_000, |w| (0..3).all(|h| w.hosts[h].node.as_ref().is_some_and(Node::counts)));
+        let resources = self.hosts[0].config.resources.clone();
+        for resource in &resources {
+            let replica = |n: &NodeId| (*n, Incarnation(u64::from(n.0) + 100));
+            let volumes = (0..resource.volumes.len())
+                .map(|v| CreateVolume {
+                    id: VolumeId(v as u64 + 1),
+                    size_bytes: 1 << 20,
+                    in_sync: resource.data_set(),
+                    replicas: resource.data_nodes.iter().map(replica).collect(),
+                })
+                .collect();
+            let request = AdminRequest::Create { resource: resource.name.clone(), volumes };
+            let reply = self.ask(0, request, 10_000);
+            assert!(matches!(reply, AdminReply::Done { .. }), "{reply:?}");
+        }
+    }
+
+    pub(super) fn post(&mut self, h: usize, request: AdminRequest) -> AdminId {
+        self.admin += 1;
+        let id = AdminId(self.admin);
+        self.event(h, Event::Admin { id, request });
+        id
+    }
+
+    /// Asks and waits for the answer.
+    pub(super) fn ask(&mut self, h: usize, request: AdminRequest, ms: u64) -> AdminReply {
+        let id = self.post(h, request);
+        let find = move |w: &Self| w.hosts[h].replies.iter().find(|(i, _)| *i == id).map(|(_, r)| r.clone());
+        self.run_until(ms, |w| find(w).is_some());
+        find(self).expect("answered")
+    }
+
+    pub(super) fn promote(&mut self, h: usize, node: u8, force: Option<&str>) -> AdminReply {
+        let request = AdminRequest::Promote {
+            resource: "r0".into(),
+            node: Some(NodeId(node)),
+            force: force.map(str::to_owned),
+        };
+        self.ask(h, request, 70_000)
+    }
+
+    pub(super) fn status(&self, h: usize) -> Status {
+        let now = self.local(h);
+        self.hosts[h].node.as_ref().expect("alive").status(now)
+    }
+
+    /// Where everything of a resource is up.
+    pub(super) fn primary_up(&self, r: usize) -> Option<usize> {
+        (0..3).find(|&h| {
+            let host = &self.hosts[h];
+            host.effects[r].len() == 4
+                && host
+                    .node
+                    .as_ref()
+                    .is_some_and(|n| n.resources[r].word() == PhaseWord::Primary)
+        })
+    }
+
+    pub(super) fn record(&self, h: usize) -> &ResourceRecord {
+        &self.hosts[h].node.as_ref().expect("alive").state().resources[&ResourceIx(0)]
+    }
+
+    /// When a note was made last, in true time.
+    pub(super) fn noted(&self, h: usize, is: impl Fn(&Note) -> bool) -> Option<u64> {
+        self.hosts[h].notes.iter().rev().find(|(_, n)| is(n)).map(|(t, _)| *t)
+    }
+
+    pub(super) fn run(&mut self, ms: u64) {
+        let end = self.now + ms * MS;
+        while let Some((&(at, seq), _)) = self.queue.first_key_value() {
+            if at > end {
+                break;
+            }
+            self.step((at, seq));
+        }
+        self.now = end;
+        self.fencers();
+        self.check();
+    }
+
+    pub(super) fn run_until(&mut self, ms: u64, done: impl Fn(&Self) -> bool) {
+        let end = self.now + ms * MS;
+        while !done(self) {
+            match self.queue.first_key_value() {
+                Some((&key, _)) if key.0 <= end => self.step(key),
+                _ => panic!("not reached in {ms} ms: {:#?}", self.picture()),
+            }
+        }
+    }
+
+    pub(super) fn picture(&self) -> Vec<String> {
+        let of = |h: usize| match &self.hosts[h].node {
+            None => format!("n{h}: down"),
+            Some(n) => format!(
+                "n{h}: {:?} {:?} {:?}\n  notes {:?}",
+                n.consensus_facts(),
+                n.resources.iter().map(|r| &r.phase).collect::<Vec<_>>(),
+                self.status(h).resources.iter().map(|r| (r.epoch, r.primary, r.generation, r.waiting.clone())).collect::<Vec<_>>(),
+                self.hosts[h].notes.iter().rev().take(12).collect::<Vec<_>>(),
+            ),
+        };
+        (0..self.hosts.len()).map(of).collect()
+    }
+
+    fn step(&mut self, key: (u64, u64)) {
+        let Some((h, what)) = self.queue.remove(&key) else { return };
+        self.now = self.now.max(key.0);
+        self.fencers();
+        self.happen(h, what);
+        self.check();
+    }
+
+    /// What the fencer process does at the end of a lease, whether the daemon runs or not.
+    fn fencers(&mut self) {
+        for h in 0..self.hosts.len() {
+            let local = self.local(h);
+            let margin = self.hosts[h].config.timing.margin_ms * MS;
+            let host = &mut self.hosts[h];
+            for (effects, lease) in host.effects.iter_mut().zip(&host.lease) {
+                if lease.is_some_and(|l| local.0 >= l.0 + margin / 2) {
+                    effects.clear();
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, h: usize, event: Event) {
+        let now = self.local(h);
+        if let Some(node) = &mut self.hosts[h].node {
+            let actions = node.handle(now, event);
+            self.perform(h, actions);
+        }
+    }
+
+    pub(super) fn stop(&mut self, h: usize) {
+        self.event(h, Event::Stop);
+    }
+
+    pub(super) fn stall(&mut self, h: usize, stalled: bool) {
+        self.event(h, Event::DiskStalled { resource: ResourceIx(0), stalled });
+    }
+
+    pub(super) fn disk_fails(&mut self, h: usize) {
+        let (resource, volume) = (ResourceIx(0), VolumeIx(0));
+        self.event(h, Event::Replica { resource, volume, msg: ToControl::DiskFailed });
+    }
+
+    fn happen(&mut self, h: usize, what: What) {
+        if matches!(what, What::ReplicaTick) {
+            self.replica_tick();
+            let at = self.now + REPLICA_TICK_MS * MS;
+            return self.push(at, 0, What::ReplicaTick);
+        }
+        if self.hosts[h].node.is_none() {
+            return;
+        }
+        if self.hosts[h].paused {
+            if let What::Persisted(_, slot, bytes) = &what {
+                self.hosts[h].slots[*slot].clone_from(bytes);
+            }
+            return self.hosts[h].backlog.push(what);
+        }
+        match what {
+            What::Wake(life) => {
+                self.ticks += 1;
+                if life == self.hosts[h].life {
+                    let now = self.local(h);
+                    let due = self.hosts[h].node.as_ref().and_then(Node::deadline);
+                    if due.is_some_and(|d| d <= now) {
+                        self.event(h, Event::Tick);
+                    }
+                }
+            }
+            What::Deliver { from, bytes, link } => {
+                let life = self.link_life.get(&(from, h)).copied().unwrap_or(0);
+                if link == life && !self.cut.contains(&(from, h)) {
+                    let msg = Message::decode(&bytes).expect("decodes");
+                    self.event(h, Event::Message { from: NodeId(from as u8), msg });
+                }
+            }
+            What::Persisted(ticket, slot, bytes) => {
+                self.hosts[h].slots[slot] = bytes;
+                self.event(h, Event::Persisted { ticket });
+            }
+            What::Replica(resource, volume, msg, life) => {
+                let replica =
+                    &self.hosts[h].replicas[usize::from(resource.0)][usize::from(volume.0)];
+                if replica.generation == life {
+                    self.event(h, Event::Replica { resource, volume, msg });
+                }
+            }
+            What::Host(resource, step, life) => {
+                if life != self.hosts[h].life {
+                    return;
+                }
+                let host = &mut self.hosts[h];
+                let effects = &mut host.effects[usize::from(resource.0)];
+                let failed = host.step_fails == Some(step);
+                let ends = match step {
+                    HostStep::RemoveVips { .. } => Some(HostStep::AddVips),
+                    HostStep::StopServices { .. } => Some(HostStep::StartServices),
+                    HostStep::Unmount { .. } => Some(HostStep::Mount),
+                    HostStep::CloseDevice { .. } => Some(HostStep::OpenDevice),
+                    _ => None,
+                };
+                let result = match (failed, ends) {
+                    (true, _) => Err("it is busy".to_owned()),
+                    (false, Some(ended)) => {
+                        effects.remove(&ended);
+                        Ok(())
+                    }
+                    (false, None) => {
+                        effects.insert(step);
+                        Ok(())
+                    }
+                };
+                self.event(h, Event::HostDone { resource, step, result });
+            }
+            What::Link(other, up) => {
+                let node = NodeId(other as u8);
+                self.event(h, if up { Event::LinkUp { node } } else { Event::LinkDown { node } });
+            }
+            What::ReplicaTick => {}
+        }
+    }
+
+    fn perform(&mut self, h: usize, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Persist { ticket, bytes } => {
+                    let (slot, bytes) = self.hosts[h].slot_state.next(&bytes);
+                    let at = self.now + self.rng.between(self.disk_ms.0 * MS, self.disk_ms.1 * MS);
+                    self.push(at, h, What::Persisted(ticket, slot, bytes));
+                }
+                Action::Send { to, msg } => {
+                    let to = usize::from(to.0);
+                    assert_ne!(to, h, "a message to itself");
+                    let bytes = msg.encode().expect("encodes");
+                    let link = self.link_life.get(&(h, to)).copied().unwrap_or(0);
+                    for _ in 0..=u64::from(self.loss_percent > 0 && self.rng.between(0, 19) == 0) {
+                        if self.cut.contains(&(h, to)) || self.rng.between(0, 99) < self.loss_percent {
+                            continue;
+                        }
+                        let at = self.now + self.rng.between(self.delay.0 * MS, self.delay.1 * MS);
+                        self.push(at, to, What::Deliver { from: h, bytes: bytes.clone(), link });
+                    }
+                }
+                Action::Replica { resource, volume, msg } => {
+                    self.replica(h, usize::from(resource.0), usize::from(volume.0), msg);
+                }
+                Action::Host { resource, step } => {
+                    let life = self.hosts[h].life;
+                    // A stop step cancels a start step under way.
+                    if step > HostStep::AddVips {
+                        self.queue.retain(|_, (n, w)| {
+                            !(*n == h && matches!(w, What::Host(r, s, _) if *r == resource && *s <= HostStep::AddVips))
+                        });
+                    }
+                    let at = self.now + self.rng.between(MS, 20 * MS);
+                    self.push(at, h, What::Host(resource, step, life));
+                }
+                Action::LeaseDeadline { resource, until } => {
+                    self.hosts[h].lease[usize::from(resource.0)] = until;
+                }
+                Action::Reply { id, reply } => self.hosts[h].replies.push((id, reply)),
+                Action::Stopped => self.hosts[h].stopped = true,
+                Action::Note(note) => {
+                    let now = self.now;
+                    self.hosts[h].notes.push((now, note));
+                }
+            }
+        }
+        if let Some(at) = self.hosts[h].node.as_ref().and_then(Node::deadline) {
+            let life = self.hosts[h].life;
+            let at = self.true_time(h, at).max(self.now + 1);
+            self.push(at, h, What::Wake(life));
+        }
+    }
+
+    fn replica(&mut self, h: usize, r: usize, v: usize, msg: FromControl) {
+        let replica = &mut self.hosts[h].replicas[r][v];
+        assert!(!replica.stopped, "a stopped replica is left alone: {msg:?}");
+        match msg {
+            FromControl::View(view) => replica.view = Some(view),
+            FromControl::Promise { epoch } => {
+                assert!(epoch > replica.promised, "{epoch} after {}", replica.promised);
+                replica.stood = Some(epoch);
+                replica.promised = epoch;
+                self.later_replica(h, r, v, ToControl::Promised { epoch }, 10);
+            }
+            FromControl::Withdraw { epoch } => {
+                assert_eq!(replica.stood, Some(epoch));
+                replica.stood = None;
+                replica.promised = Epoch(epoch.0 - 1);
+            }
+            FromControl::Lead(view) => {
+                assert_eq!(replica.stood, Some(view.epoch), "leads what it promised");
+                assert_eq!(view.primary, Some(NodeId(h as u8)));
+                replica.leads = Some(view.epoch);
+                replica.stood = None;
+                replica.view = Some(view);
+                replica.held = false;
+                self.later_replica(h, r, v, ToControl::Opened { epoch: view.epoch }, 30);
+            }
+            FromControl::Drain => {
+                replica.held = true;
+                if let Some(epoch) = replica.leads {
+                    self.later_replica(h, r, v, ToControl::Drained { epoch }, 30);
+                }
+            }
+            FromControl::Resume => replica.held = false,
+            FromControl::StepDown => replica.leads = None,
+            FromControl::Stop => {
+                replica.stopped = true;
+                self.later_replica(h, r, v, ToControl::Stopped, 10);
+            }
+            FromControl::Lease { .. } | FromControl::Invalidate { .. } | FromControl::Verify { .. } => {}
+        }
+    }
+
+    /// Fake primaries remove members that are away and take in others that are there.
+    fn replica_tick(&mut self) {
+        for h in 0..self.hosts.len() {
+            if self.hosts[h].node.is_none() || self.hosts[h].paused {
+                continue;
+            }
+            for r in 0..self.hosts[h].replicas.len() {
+                for v in 0..self.hosts[h].replicas[r].len() {
+                    let replica = &self.hosts[h].replicas[r][v];
+                    let (Some(epoch), Some(view)) = (replica.leads, replica.view) else { continue };
+                    if view.epoch != epoch || replica.held {
+                        continue;
+                    }
+                    let me = NodeId(h as u8);
+                    for peer in view.data_nodes.without(me).iter() {
+                        let p = usize::from(peer.0);
+                        let there = self.hosts[p].node.is_some()
+                            && !self.hosts[p].paused
+                            && self.reachable(h, p)
+                            && self.hosts[p].replicas[r][v].promised <= epoch
+                            && !self.hosts[p].replicas[r][v].stopped;
+                        let now = self.now;
+                        let lost = &mut self.hosts[h].replicas[r][v].lost_since;
+                        let since = *lost.entry(peer).or_insert(now);
+                        if there == view.in_sync.has(peer) {
+                            lost.insert(peer, now);
+                            continue;
+                        }
+                        if now - since < 300 * MS || (there && !self.grow) {
+                            continue;
+                        }
+                        let (in_sync, why) = if there {
+                            (view.in_sync.with(peer), SetChange::Synced)
+                        } else {
+                            (view.in_sync.without(peer), SetChange::Lost)
+                        };
+                        let generation = view.generation;
+                        let msg = ToControl::ProposeSet { epoch, generation, in_sync, peer, why };
+                        self.later_replica(h, r, v, msg, 5);
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(&mut self) {
+        for h in 0..self.hosts.len() {
+            let Some(node) = &self.hosts[h].node else { continue };
+            let (term, leads, _) = node.consensus_facts();
+            if leads {
+                let leader = *self.leaders.entry(term).or_insert(h);
+                assert_eq!(leader, h, "two leaders in term {term}");
+            }
+            for (ix, record) in &node.state().resources {
+                let fact =
+                    (record.epoch, record.primary, record.volumes.iter().map(|v| v.in_sync).collect());
+                let forced = record.history.back().is_some_and(|e| {
+                    matches!(e.change, Change::Primary { why: state::Promotion::Forced { .. }, .. })
+                });
+                if forced {
+                    self.forced.insert((*ix, record.generation));
+                }
+                let key = (*ix, record.generation);
+                let known = self.facts.entry(key).or_insert_with(|| fact.clone());
+                assert_eq!(*known, fact, "generation {} differs on n{h}", record.generation);
+                if let Some(primary) = record.primary {
+                    let known = *self.primaries.entry((*ix, record.epoch)).or_insert(primary);
+                    assert_eq!(known, primary, "two primaries of epoch {}", record.epoch);
+                }
+            }
+        }
+        for r in 0..self.hosts[0].effects.len() {
+            let with_effects: Vec<_> =
+                (0..self.hosts.len()).filter(|&h| !self.hosts[h].effects[r].is_empty()).collect();
+            assert!(with_effects.len() <= 1, "effects of r{r} on {with_effects:?} {:#?}", self.picture());
+            let leased: Vec<_> = (0..self.hosts.len())
+                .filter(|&h| self.hosts[h].lease[r].is_some_and(|l| self.local(h) < l))
+                .collect();
+            assert!(leased.len() <= 1, "leases of r{r} on {leased:?} {:#?}", self.picture());
+        }
+    }
+
+    /// Over the whole run: epochs and members from one generation to the next.
+    pub(super) fn check_history(&self) {
+        let mut last: BTreeMap<ResourceIx, (Gen, &Fact)> = BTreeMap::new();
+        for ((ix, generation), fact) in &self.facts {
+            if let Some((before, old)) = last.insert(*ix, (*generation, fact)) {
+                assert!(fact.0 >= old.0, "epoch went back");
+                assert!(fact.2.iter().all(|set| !set.is_empty()));
+                let next = before.next() == *generation;
+                if next && fact.0 > old.0 && !self.forced.contains(&(*ix, *generation)) {
+                    assert_eq!(fact.0, old.0.next());
+                    let primary = fact.1.expect("a new epoch has a primary");
+                    assert!(old.2.iter().all(|set| set.has(primary)), "{primary} was no member");
+                    assert_eq!(fact.2, old.2, "a takeover leaves the sets alone");
+                }
+            }
+        }
+    }
+}

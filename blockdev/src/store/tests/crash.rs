@@ -174,11 +174,7 @@ fn kill_minus_nine_loses_exactly_the_unflushed_writes() {
     child.kill().unwrap();
     let status = child.wait().unwrap();
     assert!(told, "the child ended early: {status}");
-    let after = OpenOptions {
-        claim_wait: CLAIM_WAIT_DEFAULT,
-        ..options()
-    };
-    let disk = open(&path, &after)
+    let disk = open(&path, &options())
         .unwrap()
         .read_region(0, SIZE as usize)
         .unwrap();
@@ -190,4 +186,34 @@ fn kill_minus_nine_loses_exactly_the_unflushed_writes() {
         };
         assert!(filled(data, want), "block {block} is not {want}");
     }
+}
+
+#[test]
+fn a_flush_that_waits_owes_what_is_overwritten_meanwhile() {
+    let (_dir, path) = backing();
+    let faults = OpenOptions {
+        fault: Some("lost-cache".parse().unwrap()),
+        ..options()
+    };
+    let mut rig = Rig::new(open(&path, &faults).unwrap());
+    rig.run(write(0, 1, 1, false)).unwrap();
+    let first = rig.submit(StoreOp::Flush);
+    rig.run(write(1, 1, 1, false)).unwrap();
+    let second = rig.submit(StoreOp::Flush);
+    assert!(
+        !rig.ended.contains_key(&first),
+        "the second did not have to wait"
+    );
+    rig.run(write(1, 1, 2, false)).unwrap();
+    rig.end_of(second).unwrap();
+    rig.finish();
+    let disk = open(&path, &options())
+        .unwrap()
+        .read_region(0, 2 * BLOCK)
+        .unwrap();
+    assert!(filled(&disk[..BLOCK], 1));
+    assert!(
+        [1, 2].contains(&disk[BLOCK]),
+        "acknowledged by a flush, and gone"
+    );
 }

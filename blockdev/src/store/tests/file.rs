@@ -74,7 +74,7 @@ fn what_cannot_be_a_store_is_refused_by_name() {
 fn a_store_is_for_one_at_a_time() {
     let (_dir, path) = backing();
     let first = open(&path, &options()).unwrap();
-    let error = open(&path, &options()).unwrap_err();
+    let error = open(&path, &impatient()).unwrap_err();
     assert!(matches!(error, OpenError::InUse { .. }));
     assert!(
         error.to_string().contains(path.to_str().unwrap()),
@@ -109,7 +109,7 @@ fn a_store_dropped_with_operations_on_their_way_keeps_its_claim() {
     drop(file);
     assert_eq!(fs::metadata(&bystander).unwrap().len(), 0);
     assert!(matches!(
-        open(&path, &options()),
+        open(&path, &impatient()),
         Err(OpenError::InUse { .. })
     ));
 }
@@ -258,7 +258,7 @@ fn a_block_device_is_a_store() {
     let mut rig = Rig::new(open(&path, &options()).unwrap());
     assert_eq!(rig.store.size_bytes(), SIZE);
     assert!(matches!(
-        open(&path, &options()),
+        open(&path, &impatient()),
         Err(OpenError::InUse { .. })
     ));
     rig.run(write(0, 8, 7, true)).unwrap();

@@ -250,7 +250,7 @@ fn a_block_device_is_a_store() {
     let device = match LoopDevice::attach(&backing) {
         Ok(device) => device,
         Err(error) => {
-            println!("SKIP a_block_device_is_a_store: no loop device here ({error})");
+            println!("SKIP a_block_device_is_a_store: no-root: {error}");
             return;
         }
     };
@@ -294,7 +294,7 @@ fn a_full_filesystem_is_no_space_and_not_the_end() {
             });
         if let Err(error) = mounted {
             println!(
-                "SKIP a_full_filesystem_is_no_space_and_not_the_end: no mount namespace here ({error})"
+                "SKIP a_full_filesystem_is_no_space_and_not_the_end: no-root: no mount namespace: {error}"
             );
             return;
         }

@@ -299,6 +299,9 @@ pub enum ToControl {
         in_sync: NodeSet,
         /// Whom it adds or removes.
         peer: NodeId,
+        /// The disk and run of the peer that is added: if the committed record knows of another, the peer
+        /// has started anew since and the proposal is dead. `None` for a removal.
+        life: Option<(Incarnation, Run)>,
         /// For the history.
         why: SetChange,
     },

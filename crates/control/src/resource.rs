@@ -1203,6 +1203,7 @@ impl Node {
                 generation,
                 in_sync,
                 peer,
+                life,
                 why,
             } => {
                 if self.resources[ix].holding() == Some(epoch) {
@@ -1215,6 +1216,7 @@ impl Node {
                             epoch,
                             in_sync,
                             peer,
+                            life,
                             why,
                         },
                     );
@@ -1318,7 +1320,6 @@ impl Node {
                         incarnation: started.incarnation,
                         run: started.run,
                         unclean: started.unclean,
-                        promised: started.promised,
                     },
                 );
             }

@@ -123,9 +123,8 @@ pub enum Change {
     Vacated,
     /// The primary went on although another node tried to take over.
     Reasserted,
-    /// A replica restarted with the promise of an epoch that its former life may have proposed:
-    /// that proposal is dead, the promise can be taken back.
-    Recalled {
+    /// A replica started anew: proposals made before, by it or about it, are dead.
+    Restarted {
         /// On which node.
         node: NodeId,
     },
@@ -211,6 +210,9 @@ pub enum Command {
         in_sync: NodeSet,
         /// Whom it adds or removes.
         peer: NodeId,
+        /// The disk and run of the peer that is added; compared too, for one that has started anew since
+        /// it was made equal may have lost what it had (rule 8).
+        life: Option<(Incarnation, Run)>,
         /// Why.
         why: SetChange,
     },
@@ -239,8 +241,6 @@ pub enum Command {
         run: Run,
         /// Stopped uncleanly before.
         unclean: bool,
-        /// Highest epoch it promised.
-        promised: Epoch,
     },
     /// What the operator wants.
     Want {
@@ -366,6 +366,7 @@ impl ResourceRecord {
         volume: VolumeIx,
         in_sync: NodeSet,
         peer: NodeId,
+        life: Option<(Incarnation, Run)>,
         why: SetChange,
     ) -> bool {
         let Some(record) = self.volumes.get_mut(usize::from(volume.0)) else {
@@ -380,6 +381,9 @@ impl ResourceRecord {
             return false;
         };
         if grows {
+            if life != Some((replica.incarnation, replica.run)) {
+                return false;
+            }
             replica.unclean = false;
             replica.suspect = false;
         }
@@ -399,7 +403,6 @@ impl ResourceRecord {
         node: NodeId,
         expect: (Incarnation, Run),
         seen: ReplicaRecord,
-        promised: Epoch,
     ) -> bool {
         let Some(replica) = self
             .volumes
@@ -421,10 +424,9 @@ impl ResourceRecord {
             unclean: replica.unclean || seen.unclean,
             suspect: replica.suspect || strange,
         };
-        // Its former life may have proposed that epoch: for a generation up to this one.
-        if promised > self.epoch {
-            self.changed(Change::Recalled { node });
-        }
+        // Its former life may have proposed an epoch, and the primary may have proposed to take that former life
+        // in: everybody must come to know that neither will be.
+        self.changed(Change::Restarted { node });
         true
     }
 }
@@ -467,10 +469,11 @@ impl ClusterState {
                 epoch,
                 in_sync,
                 peer,
+                life,
                 why,
             } => self
                 .on(*resource, Some(*generation), |r| {
-                    r.epoch == *epoch && r.set_change(*volume, *in_sync, *peer, *why)
+                    r.epoch == *epoch && r.set_change(*volume, *in_sync, *peer, *life, *why)
                 })
                 .map_or(Applied::Nothing, |()| {
                     Applied::Set(*resource, *volume, *why)
@@ -496,7 +499,6 @@ impl ClusterState {
                 incarnation,
                 run,
                 unclean,
-                promised,
             } => {
                 let seen = ReplicaRecord {
                     incarnation: *incarnation,
@@ -505,7 +507,7 @@ impl ClusterState {
                     suspect: false,
                 };
                 self.on(*resource, None, |r| {
-                    r.replica_seen(*volume, *node, *expect, seen, *promised)
+                    r.replica_seen(*volume, *node, *expect, seen)
                 })
                 .map_or(Applied::Nothing, |()| Applied::Changed(*resource))
             }

@@ -10,7 +10,7 @@
 use super::{Phase, Primary};
 use crate::ctx::Ctx;
 use crate::{Note, SetChange};
-use holdfast_types::{BlockRange, NodeId, NodeSet};
+use holdfast_types::{BlockRange, Incarnation, NodeId, NodeSet, Run};
 use holdfast_wire::Frame;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ enum Stage {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Growing {
     pub(super) peer: NodeId,
+    /// Its disk and run when the cut was made.
+    pub(super) life: (Incarnation, Run),
     stage: Stage,
 }
 
@@ -54,7 +56,7 @@ impl Primary {
         let Some(session) = self.attached_session(peer).filter(|_| ready) else {
             return;
         };
-        let stamp = session.stamp;
+        let (stamp, life) = (session.stamp, session.life);
         let absent = ctx.others().minus(self.in_sync).without(peer);
         let bitmaps: Vec<(NodeId, Vec<BlockRange>)> = absent
             .iter()
@@ -63,6 +65,7 @@ impl Primary {
         let token = self.token();
         self.growing = Some(Growing {
             peer,
+            life,
             stage: Stage::Cutting { token },
         });
         // Closes of earlier writes come before the cut, so that they do not set bits again behind it.

@@ -370,17 +370,16 @@ impl Primary {
     }
 
     fn send_proposal(&mut self, ctx: &mut Ctx) {
-        if let Some(p) = &mut self.proposal {
-            p.sent = ctx.now;
-            let (generation, in_sync, peer, why) = (p.generation, p.in_sync, p.peer, p.why);
-            ctx.control(ToControl::ProposeSet {
-                epoch: self.epoch,
-                generation,
-                in_sync,
-                peer,
-                why,
-            });
-        }
+        let Some(p) = &mut self.proposal else { return };
+        p.sent = ctx.now;
+        ctx.control(ToControl::ProposeSet {
+            epoch: self.epoch,
+            generation: p.generation,
+            in_sync: p.in_sync,
+            peer: p.peer,
+            life: self.growing.filter(|g| g.peer == p.peer).map(|g| g.life),
+            why: p.why,
+        });
     }
 
     fn propose_removal(&mut self, ctx: &mut Ctx, peer: NodeId, why: SetChange) {

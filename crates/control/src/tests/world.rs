@@ -705,7 +705,9 @@ impl World {
                             (view.in_sync.without(peer), SetChange::Lost)
                         };
                         let generation = view.generation;
-                        let msg = ToControl::ProposeSet { epoch, generation, in_sync, peer, why };
+                        let other = &self.hosts[p].replicas[r][v];
+                        let life = there.then_some((Incarnation(other.incarnation), Run(other.run)));
+                        let msg = ToControl::ProposeSet { epoch, generation, in_sync, peer, life, why };
                         self.later_replica(h, r, v, msg, 5);
                     }
                 }

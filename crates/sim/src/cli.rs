@@ -13,7 +13,7 @@ use std::time::Instant;
 /// Threads that run seeds side by side.
 const THREADS: usize = 2;
 /// Failures that are told in full.
-const FAILURES_SHOWN: usize = 3;
+const FAILURES_SHOWN: usize = 1000;
 
 /// What to run.
 #[derive(Clone, Debug)]

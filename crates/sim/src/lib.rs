@@ -22,6 +22,7 @@ mod liveness;
 mod messages;
 mod net;
 mod node;
+pub mod planted;
 mod rng;
 mod scenario;
 mod trace;

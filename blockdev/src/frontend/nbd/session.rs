@@ -5,8 +5,9 @@
 //!    number of bytes that came. Large write payloads are targets themselves, so they are never
 //!    copied. No target: back-pressure, do not read.
 //! 2. call [`Session::next_request`] until it returns `None`; also after each batch of
-//!    [`Session::reply`], since answers lift back-pressure.
-//! 3. when no send is under way: [`Session::take_output`] and send it, in order.
+//!    [`Session::reply`] and after [`Session::take_output`], since both lift back-pressure.
+//! 3. when no send is under way: [`Session::take_output`] and send it, in order; when it is sent,
+//!    look again, for more may have come meanwhile.
 //! 4. when [`Session::finished`]: send what is left and close.
 //!
 //! Invariants

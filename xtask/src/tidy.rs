@@ -62,6 +62,11 @@ fn is_source(name: &str) -> bool {
     name.ends_with(".rs")
 }
 
+/// Test code beside the code it tests.
+fn is_test(name: &str) -> bool {
+    name.ends_with("tests.rs") || name.contains("/tests/")
+}
+
 /// Files whose bytes are data, not text that we wrote.
 fn is_data(name: &str) -> bool {
     name == "Cargo.lock"
@@ -78,8 +83,7 @@ fn find<'w>(text: &str, words: &[&'w str]) -> Option<(usize, &'w str)> {
 }
 
 fn head(name: &str, text: &str) -> Option<String> {
-    let tests = name.ends_with("tests.rs") || name.contains("/tests/");
-    (is_source(name) && !tests && !text.starts_with("//!"))
+    (is_source(name) && !is_test(name) && !text.starts_with("//!"))
         .then(|| "does not begin with what it is for".into())
 }
 
@@ -154,7 +158,7 @@ fn size(name: &str, text: &str) -> Option<String> {
 }
 
 fn impure(name: &str, text: &str) -> Option<String> {
-    if !PURE.iter().any(|folder| name.starts_with(folder)) || name.ends_with("tests.rs") {
+    if !PURE.iter().any(|folder| name.starts_with(folder)) || is_test(name) {
         return None;
     }
     let words = [

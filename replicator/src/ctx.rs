@@ -323,12 +323,17 @@ impl Ctx {
 
     pub(crate) fn disk_done(&mut self, io: IoId, result: Result<Bytes, DiskError>) {
         let purpose = self.ios.remove(&io).expect("an operation ends once");
+        self.ended(purpose, result);
         if let Purpose::Role { write: true, .. } = purpose {
             self.writes_in_flight -= 1;
             if self.writes_in_flight == 0 {
+                // After the write's own wake: whoever waits for this finds it accounted for.
                 self.wakes.push_back(Wake::Drained);
             }
         }
+    }
+
+    fn ended(&mut self, purpose: Purpose, result: Result<Bytes, DiskError>) {
         let bytes = match result {
             Ok(bytes) => bytes,
             Err(error) => {

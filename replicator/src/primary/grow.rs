@@ -154,6 +154,14 @@ impl Primary {
         let ours = self.growing.is_some_and(|g| g.peer == peer);
         assert!(ours, "only this primary proposes members in its epoch");
         self.growing = None;
+        // It holds everything settled so far, also what was settled without it and is not closed yet.
+        for set in self
+            .settled
+            .values_mut()
+            .chain(self.closes.iter_mut().map(|(_, set)| set))
+        {
+            *set = set.with(peer);
+        }
         assert!(
             ctx.bits.dirty(peer).is_empty(),
             "nothing is dirty for a counted peer whose bits were empty at the proposal"

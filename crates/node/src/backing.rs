@@ -8,7 +8,10 @@
 
 use bytes::Bytes;
 use holdfast_blockdev::store::{FaultPlan, OpenError, OpenOptions, Store, create_file, open};
-use holdfast_meta::{BitmapStart, Layout, MetaError, PEERS_MAX, Recovered, Superblock, initialise, locate, superblock_range};
+use holdfast_meta::{
+    BitmapStart, Layout, MetaError, PEERS_MAX, Recovered, Superblock, initialise, locate,
+    superblock_range,
+};
 use holdfast_types::{DiskState, Epoch, Geometry, Incarnation, NodeId, NodeSet, Run, VolumeId};
 use holdfast_uring::BufPool;
 use serde::{Deserialize, Serialize};
@@ -110,15 +113,27 @@ impl Place {
         Layout::bytes_needed(self.geometry(), PEERS_MAX)
     }
     fn meta(&self, source: MetaError) -> BackingError {
-        BackingError::Meta { path: self.path.clone(), source }
+        BackingError::Meta {
+            path: self.path.clone(),
+            source,
+        }
     }
     fn io(&self, what: &'static str) -> impl FnOnce(std::io::Error) -> BackingError {
         let path = self.path.clone();
         move |source| BackingError::Io { what, path, source }
     }
 
-    fn open_store(&self, pool: &BufPool, fault: Option<FaultPlan>) -> Result<Box<dyn Store>, BackingError> {
-        let options = OpenOptions { pool: pool.clone(), claim_wait: CLAIM_WAIT, fault, ..OpenOptions::default() };
+    fn open_store(
+        &self,
+        pool: &BufPool,
+        fault: Option<FaultPlan>,
+    ) -> Result<Box<dyn Store>, BackingError> {
+        let options = OpenOptions {
+            pool: pool.clone(),
+            claim_wait: CLAIM_WAIT,
+            fault,
+            ..OpenOptions::default()
+        };
         Ok(open(&self.path, &options)?)
     }
 
@@ -142,15 +157,23 @@ impl Place {
         let mut store = self.open_store(&BufPool::new(0), None)?;
         let bytes = store.size_bytes();
         if bytes < self.bytes_needed() {
-            return Err(self.meta(MetaError::TooSmall { have: bytes, needed: self.bytes_needed() }));
+            return Err(self.meta(MetaError::TooSmall {
+                have: bytes,
+                needed: self.bytes_needed(),
+            }));
         }
         let (offset, len) = superblock_range(bytes).map_err(|e| self.meta(e))?;
-        let tail = store.read_region(offset, len as usize).map_err(self.io("read"))?;
+        let tail = store
+            .read_region(offset, len as usize)
+            .map_err(self.io("read"))?;
         match locate(bytes, &tail) {
             Ok(found) => {
                 let s = &found.superblock;
                 let what = if s.cluster != self.cluster {
-                    format!("volume {} of another cluster (id {:016x})", s.volume, s.cluster)
+                    format!(
+                        "volume {} of another cluster (id {:016x})",
+                        s.volume, s.cluster
+                    )
                 } else if s.node != self.me {
                     format!("volume {} of this cluster's {}", s.volume, s.node)
                 } else if recorded.contains(&s.volume) {
@@ -158,14 +181,22 @@ impl Place {
                 } else {
                     return Ok(Found::Unfinished);
                 };
-                return Err(BackingError::Taken { path: self.path.clone(), what });
+                return Err(BackingError::Taken {
+                    path: self.path.clone(),
+                    what,
+                });
             }
             Err(MetaError::Blank) => {}
             Err(e) => return Err(self.meta(e)),
         }
-        let head = store.read_region(0, BLANK_BYTES.min(bytes) as usize).map_err(self.io("read"))?;
+        let head = store
+            .read_region(0, BLANK_BYTES.min(bytes) as usize)
+            .map_err(self.io("read"))?;
         match head.iter().position(|&b| b != 0) {
-            Some(at) => Err(BackingError::NotBlank { path: self.path.clone(), at: at as u64 }),
+            Some(at) => Err(BackingError::NotBlank {
+                path: self.path.clone(),
+                at: at as u64,
+            }),
             None => Ok(Found::Blank),
         }
     }
@@ -180,8 +211,8 @@ impl Place {
             create_file(&self.path, self.bytes_needed())?;
         }
         let mut store = self.open_store(&BufPool::new(0), None)?;
-        let layout =
-            Layout::new(self.geometry(), store.size_bytes(), PEERS_MAX, LOG_SLOTS).map_err(|e| self.meta(e))?;
+        let layout = Layout::new(self.geometry(), store.size_bytes(), PEERS_MAX, LOG_SLOTS)
+            .map_err(|e| self.meta(e))?;
         let mut superblock = Superblock {
             version: holdfast_meta::FORMAT_VERSION,
             cluster: self.cluster,
@@ -195,7 +226,11 @@ impl Place {
             clean: true,
             promised: Epoch(0),
             epoch: Epoch(0),
-            disk: if new.member { DiskState::UpToDate } else { DiskState::Outdated },
+            disk: if new.member {
+                DiskState::UpToDate
+            } else {
+                DiskState::Outdated
+            },
             lineage: new.lineage,
             log_slots: LOG_SLOTS,
             log_floor: 0,
@@ -205,21 +240,37 @@ impl Place {
         for peer in new.data_nodes.without(self.me).iter() {
             superblock.give_slot(peer).map_err(|e| self.meta(e))?;
         }
-        let start = if new.equal { BitmapStart::Clean } else { BitmapStart::AllDirty };
+        let start = if new.equal {
+            BitmapStart::Clean
+        } else {
+            BitmapStart::AllDirty
+        };
         for (offset, page) in initialise(&layout, &superblock, start).map_err(|e| self.meta(e))? {
-            store.write_region(offset, &page).map_err(self.io("write the metadata of"))?;
+            store
+                .write_region(offset, &page)
+                .map_err(self.io("write the metadata of"))?;
         }
         Ok(())
     }
 
     /// Opens the replica of `volume`.
-    pub fn open(&self, volume: VolumeId, pool: &BufPool, fault: Option<FaultPlan>) -> Result<Opened, BackingError> {
+    pub fn open(
+        &self,
+        volume: VolumeId,
+        pool: &BufPool,
+        fault: Option<FaultPlan>,
+    ) -> Result<Opened, BackingError> {
         let mut store = self.open_store(pool, fault)?;
         let bytes = store.size_bytes();
         let (offset, len) = superblock_range(bytes).map_err(|e| self.meta(e))?;
-        let tail = store.read_region(offset, len as usize).map_err(self.io("read"))?;
+        let tail = store
+            .read_region(offset, len as usize)
+            .map_err(self.io("read"))?;
         let located = locate(bytes, &tail).map_err(|e| self.meta(e))?;
-        located.superblock.check_identity(self.cluster, volume, self.me).map_err(|e| self.meta(e))?;
+        located
+            .superblock
+            .check_identity(self.cluster, volume, self.me)
+            .map_err(|e| self.meta(e))?;
         let geometry = located.superblock.geometry;
         if geometry != self.geometry() {
             return Err(BackingError::Taken {
@@ -232,7 +283,9 @@ impl Place {
             });
         }
         let recovered = located.recover_with::<ReadError>(|offset, len| {
-            Ok(store.read_region(offset, len as usize).map(|b| Bytes::copy_from_slice(&b))?)
+            Ok(store
+                .read_region(offset, len as usize)
+                .map(|b| Bytes::copy_from_slice(&b))?)
         });
         let recovered = recovered.map_err(|e| match e {
             ReadError::Io(source) => self.io("read the metadata of")(source),

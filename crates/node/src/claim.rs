@@ -104,10 +104,7 @@ impl Claim {
             id: id.0,
         };
         let fresh = identity(dir, &mine)?;
-        Ok(Self {
-            lock,
-            fresh,
-        })
+        Ok(Self { lock, fresh })
     }
 
     /// The directory.

@@ -23,9 +23,8 @@ pub(super) fn run(args: NodeArgs) -> Result<(), Failure> {
         fault_plan,
     } = args;
     Ok(holdfast_node::run(NodeOptions {
-        config,
-        name,
         state_dir,
         fault_plan,
+        ..NodeOptions::new(config, name)
     })?)
 }

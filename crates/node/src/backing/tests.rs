@@ -5,7 +5,12 @@ use super::*;
 const SIZE: u64 = 16 << 20;
 
 fn place(path: PathBuf) -> Place {
-    Place { cluster: 7, me: NodeId(1), size_bytes: SIZE, path }
+    Place {
+        cluster: 7,
+        me: NodeId(1),
+        size_bytes: SIZE,
+        path,
+    }
 }
 
 fn new(volume: u64) -> NewReplica {
@@ -31,7 +36,15 @@ fn a_missing_file_is_made_and_opens_as_what_it_is() {
     p.initialise(&new(5), &[]).unwrap();
     let opened = p.open(VolumeId(5), &BufPool::default(), None).unwrap();
     let s = &opened.recovered.superblock;
-    assert_eq!((s.volume, s.incarnation, s.node, s.disk), (VolumeId(5), Incarnation(105), NodeId(1), DiskState::UpToDate));
+    assert_eq!(
+        (s.volume, s.incarnation, s.node, s.disk),
+        (
+            VolumeId(5),
+            Incarnation(105),
+            NodeId(1),
+            DiskState::UpToDate
+        )
+    );
     assert_eq!(opened.recovered.bitmaps.len(), 1);
     assert!(opened.recovered.bitmaps[0].1.is_empty());
     assert!(opened.store.size_bytes() >= p.bytes_needed());
@@ -41,7 +54,14 @@ fn a_missing_file_is_made_and_opens_as_what_it_is() {
 fn replicas_that_may_differ_start_all_dirty() {
     let d = dir();
     let p = place(d.path().join("v"));
-    p.initialise(&NewReplica { equal: false, ..new(5) }, &[]).unwrap();
+    p.initialise(
+        &NewReplica {
+            equal: false,
+            ..new(5)
+        },
+        &[],
+    )
+    .unwrap();
     let opened = p.open(VolumeId(5), &BufPool::default(), None).unwrap();
     assert_eq!(opened.recovered.bitmaps[0].1.count(), SIZE / 4096);
 }
@@ -52,7 +72,10 @@ fn a_backing_too_small_is_refused_with_the_size_needed() {
     let p = place(d.path().join("v"));
     create_file(&p.path, SIZE).unwrap();
     let text = p.inspect(&[]).unwrap_err().to_string();
-    assert!(text.contains("too small") && text.contains(&p.bytes_needed().to_string()), "{text}");
+    assert!(
+        text.contains("too small") && text.contains(&p.bytes_needed().to_string()),
+        "{text}"
+    );
 }
 
 #[test]
@@ -62,7 +85,10 @@ fn a_backing_with_data_is_refused_and_stays_as_it_is() {
     let mut bytes = vec![0; p.bytes_needed() as usize];
     bytes[1080] = 0x53;
     std::fs::write(&p.path, &bytes).unwrap();
-    assert!(matches!(p.initialise(&new(5), &[]), Err(BackingError::NotBlank { at: 1080, .. })));
+    assert!(matches!(
+        p.initialise(&new(5), &[]),
+        Err(BackingError::NotBlank { at: 1080, .. })
+    ));
     assert_eq!(std::fs::read(&p.path).unwrap(), bytes);
 }
 
@@ -76,14 +102,35 @@ fn a_backing_of_another_cluster_node_or_volume_is_refused() {
         Err(BackingError::Taken { what, .. }) => what,
         other => panic!("{other:?}"),
     };
-    assert!(taken(&Place { cluster: 8, ..p.clone() }, &[]).contains("another cluster"));
-    assert!(taken(&Place { me: NodeId(2), ..p.clone() }, &[]).contains("node 1"));
+    assert!(
+        taken(
+            &Place {
+                cluster: 8,
+                ..p.clone()
+            },
+            &[]
+        )
+        .contains("another cluster")
+    );
+    assert!(
+        taken(
+            &Place {
+                me: NodeId(2),
+                ..p.clone()
+            },
+            &[]
+        )
+        .contains("node 1")
+    );
     assert!(taken(&p, &[VolumeId(5)]).contains("in use"));
     assert_eq!(std::fs::read(&p.path).unwrap(), before);
     // Nobody has recorded it: the creation was not completed, and is begun anew.
     assert_eq!(p.inspect(&[]).unwrap(), Found::Unfinished);
     p.initialise(&new(6), &[]).unwrap();
-    assert!(matches!(p.open(VolumeId(5), &BufPool::default(), None), Err(BackingError::Meta { .. })));
+    assert!(matches!(
+        p.open(VolumeId(5), &BufPool::default(), None),
+        Err(BackingError::Meta { .. })
+    ));
     p.open(VolumeId(6), &BufPool::default(), None).unwrap();
 }
 
@@ -92,7 +139,12 @@ fn a_replica_in_use_is_refused_and_a_missing_directory_too() {
     let d = dir();
     let p = place(d.path().join("v"));
     p.initialise(&new(5), &[]).unwrap();
-    std::fs::OpenOptions::new().write(true).open(&p.path).unwrap().set_len(p.bytes_needed() - 4096).unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&p.path)
+        .unwrap()
+        .set_len(p.bytes_needed() - 4096)
+        .unwrap();
     // Cut short: the metadata is not where it was, and nothing is taken for a replica.
     assert!(p.open(VolumeId(5), &BufPool::default(), None).is_err());
     let nowhere = place(d.path().join("no/such/dir/v"));

@@ -1,0 +1,750 @@
+//! The loop itself: waits, hands events to the control plane, performs its actions.
+
+use super::{
+    Answer, BTreeMap, Daemon, End, FaultPlan, Input, MeshMessage, ORDERLY_STOP_MS_MAX, Question,
+    RunningStep, VolumeKey, message, requests, status, timer,
+};
+use crate::backing::Place;
+use crate::clock;
+use crate::hostops::{self, VolumeLink};
+use crate::net::lanes::Command as LanesCommand;
+use crate::net::mesh::MeshEvent;
+use crate::settings;
+use crate::volume::{Command, Report, Volume, VolumeOptions};
+use holdfast_control::{Action, Event, HostStep, Note as ControlNote, ResourceIx, VolumeIx};
+use holdfast_host::fencer::Slot;
+use holdfast_replicator::{Note, Now, Replica};
+use holdfast_types::{NodeId, VolumeId};
+use holdfast_uring::BufPool;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+/// How long the threads of host steps may take to end at the daemon's end.
+const HOST_END_TIME_MAX: Duration = Duration::from_secs(1);
+
+impl Daemon {
+    /// Until the end, whatever it is.
+    pub(super) async fn turn(
+        mut self,
+        mut inputs: mpsc::UnboundedReceiver<Input>,
+        mut events: mpsc::Receiver<MeshEvent<MeshMessage>>,
+        mut timer: timer::BootTimer,
+    ) -> End {
+        let mut signals = match signals() {
+            Ok(signals) => signals,
+            Err(e) => return End::Failed(e.into()),
+        };
+        loop {
+            if let Some(end) = self.end.take() {
+                return self.finish(end);
+            }
+            if let Err(e) = timer.set(self.deadline()) {
+                return self.finish(End::Failed(e.into()));
+            }
+            tokio::select! {
+                biased;
+                _ = signals.0.recv() => self.signalled("SIGTERM"),
+                _ = signals.1.recv() => self.signalled("SIGINT"),
+                off = timer.off() => match off {
+                    Ok(()) => self.tick(),
+                    Err(e) => self.end = Some(End::Failed(e.into())),
+                },
+                event = events.recv() => match event {
+                    Some(event) => self.meshed(event),
+                    None => self.end = Some(End::Failed(anyhow::anyhow!("the control mesh has ended"))),
+                },
+                Some(input) = inputs.recv() => self.input(input),
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Now> {
+        let steps = self
+            .hosts
+            .iter()
+            .flatten()
+            .filter_map(|h| h.running.as_ref())
+            .map(|r| r.until);
+        let stop = self
+            .stopping
+            .map(|since| since.plus_ms(ORDERLY_STOP_MS_MAX));
+        steps.chain(stop).chain(self.node.deadline()).min()
+    }
+
+    fn tick(&mut self) {
+        let now = clock::now();
+        if self.node.deadline().is_some_and(|at| at <= now) {
+            self.event(Event::Tick);
+        }
+        for at in 0..self.hosts.len() {
+            let late = self.hosts[at]
+                .as_mut()
+                .and_then(|h| h.running.take_if(|r| r.until <= now));
+            if let Some(late) = late {
+                let resource = ResourceIx(at as u16);
+                let text = format!(
+                    "{:?} is still not done after a long time; a device or a program hangs",
+                    late.step
+                );
+                self.event(Event::HostDone {
+                    resource,
+                    step: late.step,
+                    result: Err(text),
+                });
+            }
+        }
+        if self
+            .stopping
+            .is_some_and(|since| since.plus_ms(ORDERLY_STOP_MS_MAX) <= now)
+        {
+            self.end = Some(End::AtOnce(format!(
+                "the orderly stop took longer than {} s; the fencer removes what is left",
+                ORDERLY_STOP_MS_MAX / 1000
+            )));
+        }
+    }
+
+    fn signalled(&mut self, name: &str) {
+        if self.stopping.is_some() {
+            self.end = Some(End::AtOnce(format!(
+                "{name} for the second time: stopped at once"
+            )));
+            return;
+        }
+        self.cx
+            .timeline
+            .add("", "stopping", format!("{name}: stopping in order"));
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        if self.stopping.is_none() {
+            self.stopping = Some(clock::now());
+            self.event(Event::Stop);
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        let actions = self.node.handle(clock::now(), event);
+        self.perform_all(actions);
+    }
+
+    pub(super) fn perform_all(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Persist { ticket, bytes } => {
+                if self.writer.send((ticket, bytes)).is_err() && self.end.is_none() {
+                    self.end = Some(End::Failed(anyhow::anyhow!(
+                        "the control state's writer has ended"
+                    )));
+                }
+            }
+            Action::Send { to, msg } => {
+                self.mesh.send(to, &MeshMessage::Control(msg));
+            }
+            Action::Replica {
+                resource,
+                volume,
+                msg,
+            } => {
+                if let Some(v) = self.volumes.get(&VolumeKey { resource, volume }) {
+                    v.commands().send(Command::Control(msg));
+                }
+            }
+            Action::Host { resource, step } => self.host_step(resource, step),
+            Action::LeaseDeadline { resource, until } => self.lease(resource, until),
+            Action::Reply { id, reply } => {
+                if let Some(to) = self.admin.remove(&id) {
+                    // Who asked may have gone away.
+                    let _ = to.send(reply);
+                }
+            }
+            Action::Stopped => self.end = Some(End::Orderly),
+            Action::Note(note) => self.control_note(&note),
+        }
+    }
+
+    fn host_step(&mut self, resource: ResourceIx, step: HostStep) {
+        let Some(host) = self
+            .hosts
+            .get_mut(usize::from(resource.0))
+            .and_then(Option::as_mut)
+        else {
+            return;
+        };
+        let limit = if hostops::is_start(step) {
+            hostops::START_MS_MAX
+        } else {
+            hostops::STOP_MS_MAX
+        };
+        let number = host.thread.step(step);
+        host.running = Some(RunningStep {
+            number,
+            step,
+            until: clock::now().plus_ms(limit),
+        });
+    }
+
+    /// Tells the fencer until when side effects may be there.
+    fn lease(&mut self, resource: ResourceIx, until: Option<Now>) {
+        match until {
+            Some(until) => self.leases.insert(resource, until),
+            None => self.leases.remove(&resource),
+        };
+        let Some(fencer) = &self.fencer else { return };
+        let Ok(slot) = Slot::new(usize::from(resource.0)) else {
+            return;
+        };
+        match until {
+            Some(until) => {
+                if !fencer.set_deadline(slot, until.0) {
+                    tracing::debug!(
+                        "slot {} is fenced; the next start step takes note",
+                        slot.index()
+                    );
+                }
+            }
+            None => {
+                if !fencer.clear(slot) {
+                    // Nothing is held any more, so there is nothing left to be fenced.
+                    fencer.rearm(slot);
+                }
+            }
+        }
+    }
+
+    fn meshed(&mut self, event: MeshEvent<MeshMessage>) {
+        match event {
+            MeshEvent::Up { node, boot: _ } => {
+                self.cx.timeline.add(
+                    "",
+                    "link-up",
+                    format!("control connection to {}", self.cx.name(node)),
+                );
+                self.event(Event::LinkUp { node });
+            }
+            MeshEvent::Down { node } => {
+                self.cx.timeline.add(
+                    "",
+                    "link-down",
+                    format!("control connection to {}", self.cx.name(node)),
+                );
+                self.event(Event::LinkDown { node });
+            }
+            MeshEvent::Message {
+                from,
+                message: MeshMessage::Control(msg),
+            } => {
+                self.event(Event::Message { from, msg });
+            }
+            MeshEvent::Message {
+                from,
+                message: MeshMessage::Question { id, question },
+            } => {
+                self.question(from, id, question);
+            }
+            MeshEvent::Message {
+                message: MeshMessage::Answer { id, result },
+                ..
+            } => {
+                if let Some(reply) = self.questions.remove(&id) {
+                    let _ = reply.send(result);
+                }
+            }
+        }
+    }
+
+    fn question(&mut self, from: NodeId, id: u64, question: Question) {
+        tracing::debug!("{}", message::describe(from, &question));
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            let result = requests::answer(&cx, from, question).await;
+            cx.tell(Input::Answer {
+                to: from,
+                id,
+                result,
+            });
+        });
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Report { key, report } => self.report(key, report),
+            Input::HostDone {
+                resource,
+                number,
+                step,
+                result,
+            } => {
+                let Some(host) = self
+                    .hosts
+                    .get_mut(usize::from(resource.0))
+                    .and_then(Option::as_mut)
+                else {
+                    return;
+                };
+                // One that was given up, or overtaken by a stop, is answered already or needs no answer.
+                if host.running.take_if(|r| r.number == number).is_some() {
+                    self.event(Event::HostDone {
+                        resource,
+                        step,
+                        result,
+                    });
+                }
+            }
+            Input::Persisted(Ok(ticket)) => self.event(Event::Persisted { ticket }),
+            Input::Persisted(Err(e)) => {
+                tracing::error!("{e}");
+                self.end = Some(End::Failed(e.into()));
+            }
+            Input::Open { key, reply } => self.open_replica(key, Some(reply)),
+            Input::Opened { key, result, reply } => self.opened(key, result, reply),
+            Input::Admin { request, reply } => {
+                let id = holdfast_control::AdminId(self.fresh_id());
+                self.admin.insert(id, reply);
+                self.event(Event::Admin { id, request });
+            }
+            Input::Ask {
+                to,
+                question,
+                reply,
+            } => {
+                let id = self.fresh_id();
+                self.questions.retain(|_, reply| !reply.is_closed());
+                if self.mesh.send(to, &MeshMessage::Question { id, question }) {
+                    self.questions.insert(id, reply);
+                } else {
+                    let _ = reply.send(Err(format!("{} is not connected", self.cx.name(to))));
+                }
+            }
+            Input::Answer { to, id, result } => {
+                self.mesh.send(to, &MeshMessage::Answer { id, result });
+            }
+            Input::Facts { reply } => self.facts(reply),
+            Input::Watch { key, notes } => {
+                self.watchers.retain(|(_, tx)| !tx.is_closed());
+                self.watchers.push((key, notes));
+            }
+            Input::Isolate { on, reply } => {
+                self.isolate(on);
+                let _ = reply.send(());
+            }
+            Input::Stop => {
+                self.cx
+                    .timeline
+                    .add("", "stopping", "a client asked for it: stopping in order");
+                self.stop();
+            }
+            Input::FencerDied => self.fencer_died(),
+        }
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn fencer_died(&mut self) {
+        let Some(fencer) = &self.fencer else { return };
+        tracing::error!("the fencer has died; a new one is started");
+        if let Err(e) = fencer.respawn() {
+            self.end = Some(End::Failed(anyhow::anyhow!(
+                "no fencer can be started, and without one nothing may be held: {e}"
+            )));
+        }
+    }
+
+    fn isolate(&mut self, on: bool) {
+        self.isolated = on;
+        self.cx.timeline.add(
+            "",
+            "isolate",
+            if on {
+                "cut off from all nodes"
+            } else {
+                "connected again"
+            },
+        );
+        self.mesh.isolate(on);
+        self.lanes.tell(LanesCommand::Isolate(on));
+        for volume in self.volumes.values() {
+            volume.commands().send(Command::Isolate(on));
+        }
+    }
+
+    // ---- replicas
+
+    /// Opens what this node made in earlier lives.
+    pub(super) fn open_noted_replicas(&mut self) {
+        for key in self.cx.local_volumes() {
+            let (r, v) = self.cx.names(key);
+            if self.cx.book.get(&r, &v).is_some() {
+                self.open_replica(key, None);
+            }
+        }
+    }
+
+    fn open_replica(&mut self, key: VolumeKey, reply: Option<oneshot::Sender<Result<(), String>>>) {
+        if self.volumes.contains_key(&key) {
+            if let Some(reply) = reply {
+                let _ = reply.send(Ok(()));
+            }
+            return;
+        }
+        let opening = Opening {
+            cx: self.cx.clone(),
+            key,
+            lanes: self.lanes.clone(),
+            fault: self.fault.clone(),
+            boot_id: self.boot_id,
+        };
+        let input = self.cx.input.clone();
+        tokio::task::spawn_blocking(move || {
+            let result = opening.run();
+            let _ = input.send(Input::Opened { key, result, reply });
+        });
+    }
+
+    fn opened(
+        &mut self,
+        key: VolumeKey,
+        result: Result<Volume, String>,
+        reply: Option<oneshot::Sender<Result<(), String>>>,
+    ) {
+        let (r, v) = self.cx.names(key);
+        let answer = match result {
+            Ok(volume) => {
+                self.closed.remove(&key);
+                if self.isolated {
+                    volume.commands().send(Command::Isolate(true));
+                }
+                if let Some(Some(host)) = self.hosts.get(usize::from(key.resource.0)) {
+                    host.thread.volume(
+                        &v,
+                        VolumeLink {
+                            commands: volume.commands().clone(),
+                            port: volume.port(),
+                        },
+                    );
+                }
+                self.serve_lanes(key, &volume);
+                self.volumes.insert(key, volume);
+                self.cx
+                    .timeline
+                    .add(&r, "replica-open", format!("volume {v}"));
+                Ok(())
+            }
+            Err(e) => {
+                tracing::error!("volume {r}/{v} cannot be opened: {e}");
+                self.closed.insert(key, e.clone());
+                Err(e)
+            }
+        };
+        if let Some(reply) = reply {
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn serve_lanes(&self, key: VolumeKey, volume: &Volume) {
+        let (r, v) = self.cx.names(key);
+        let Some(id) = self.cx.book.get(&r, &v).and_then(|e| e.volume()) else {
+            return;
+        };
+        let commands = volume.commands().clone();
+        let peers = self.cx.config.resources[usize::from(key.resource.0)]
+            .nodes
+            .without(self.cx.me.id)
+            .iter()
+            .filter_map(|n| self.cx.config.node_by_id(n))
+            .map(|n| (n.id, n.name.clone(), n.data_address()))
+            .collect();
+        self.lanes.tell(LanesCommand::Serve {
+            volume: id,
+            name: format!("{r}/{v}"),
+            peers,
+            sink: Box::new(move |pair| commands.send(Command::Lanes(pair))),
+        });
+    }
+
+    fn report(&mut self, key: VolumeKey, report: Report) {
+        let VolumeKey { resource, volume } = key;
+        match report {
+            Report::Control(msg) => self.event(Event::Replica {
+                resource,
+                volume,
+                msg,
+            }),
+            Report::Stalled(stalled) => {
+                let (r, v) = self.cx.names(key);
+                let text = if stalled {
+                    "the local disk does not answer"
+                } else {
+                    "the local disk answers again"
+                };
+                self.cx
+                    .timeline
+                    .add(&r, "disk-stall", format!("volume {v}: {text}"));
+                self.event(Event::DiskStalled { resource, stalled });
+            }
+            Report::Note(note) => {
+                self.replica_note(key, &note);
+                self.watchers
+                    .retain(|(k, tx)| *k != key || tx.send(note.clone()).is_ok());
+            }
+            Report::Ended(Ok(())) => {}
+            Report::Ended(Err(e)) => self.end = Some(End::Failed(anyhow::anyhow!("{e}"))),
+        }
+    }
+
+    fn facts(&mut self, reply: oneshot::Sender<status::Facts>) {
+        let volumes = self
+            .volumes
+            .iter()
+            .map(|(k, v)| (*k, v.commands().clone()))
+            .collect();
+        let hosts = self
+            .hosts
+            .iter()
+            .map(|h| h.as_ref().map(|h| h.thread.facts()).unwrap_or_default())
+            .collect();
+        let leases = self.leases.clone();
+        let closed = self.closed.clone();
+        let _ = reply.send(status::Facts {
+            volumes,
+            hosts,
+            leases,
+            closed,
+            rates: self.rates.clone(),
+        });
+    }
+
+    // ---- the end
+
+    fn finish(mut self, end: End) -> End {
+        let orderly = matches!(end, End::Orderly);
+        for host in std::mem::take(&mut self.hosts).into_iter().flatten() {
+            host.thread.end(HOST_END_TIME_MAX);
+        }
+        if orderly {
+            for (_, volume) in std::mem::take(&mut self.volumes) {
+                volume.end();
+            }
+            self.cx.timeline.add("", "stopped", "all is closed");
+        }
+        // Removing a name that somebody else has taken over would be wrong; the claim rules that out.
+        let _ = std::fs::remove_file(self.cx.me.state_dir.join(crate::api_types::API_SOCKET));
+        end
+    }
+
+    // ---- notes
+
+    fn control_note(&self, note: &ControlNote) {
+        if let Some((resource, kind, text)) = status::describe_control(&self.cx, note) {
+            self.cx.timeline.add(&resource, kind, text);
+        } else {
+            tracing::debug!("control: {note:?}");
+        }
+    }
+
+    fn replica_note(&self, key: VolumeKey, note: &Note) {
+        let (r, v) = self.cx.names(key);
+        let (kind, text) = status::describe_replica(&self.cx, note);
+        self.cx
+            .timeline
+            .add(&r, kind, format!("volume {v}: {text}"));
+    }
+}
+
+fn signals() -> std::io::Result<(Signal, Signal)> {
+    Ok((
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    ))
+}
+
+/// Everything that opening a replica needs, on a thread that may wait.
+struct Opening {
+    cx: super::Context,
+    key: VolumeKey,
+    lanes: crate::net::lanes::Lanes,
+    fault: Option<FaultPlan>,
+    boot_id: u128,
+}
+
+impl Opening {
+    fn run(self) -> Result<Volume, String> {
+        let (r, v) = self.cx.names(self.key);
+        let entry = self
+            .cx
+            .book
+            .get(&r, &v)
+            .ok_or("no replica was made on this node")?;
+        let id = entry
+            .volume()
+            .ok_or("the book of replicas names an impossible volume")?;
+        let place = self
+            .cx
+            .place(self.key)
+            .ok_or("this node holds no replica of it by the configuration")?;
+        if place.path != entry.backing {
+            return Err(format!(
+                "its backing was {} when it was created and is {} by the configuration: put it back",
+                entry.backing.display(),
+                place.path.display()
+            ));
+        }
+        self.open(id, &place, format!("{r}/{v}"))
+            .map_err(|e| format!("{e:#}"))
+    }
+
+    fn open(self, id: VolumeId, place: &Place, name: String) -> anyhow::Result<Volume> {
+        let pool = BufPool::default();
+        let opened = place.open(id, &pool, self.fault)?;
+        if let Some(note) = opened.store.note() {
+            tracing::warn!("volume {name}: {note}");
+        }
+        let resource = &self.cx.config.resources[usize::from(self.key.resource.0)];
+        let config = settings::replica_config(&self.cx.config, self.cx.me.id, resource.nodes, id);
+        let geometry = opened.recovered.superblock.geometry;
+        let mut first = Vec::new();
+        let replica = Replica::start(
+            config,
+            opened.recovered,
+            self.boot_id,
+            clock::now(),
+            &mut first,
+        )?;
+        let input = self.cx.input.clone();
+        let key = self.key;
+        Volume::spawn(VolumeOptions {
+            machine: Box::new(replica),
+            first,
+            store: opened.store,
+            pool,
+            volume: id,
+            geometry,
+            me: self.cx.me.id,
+            name,
+            lanes: Some(self.lanes),
+            stall_ms: self.cx.config.timing.disk_timeout_ms,
+            report: Box::new(move |report| {
+                // The loop may have ended.
+                let _ = input.send(Input::Report { key, report });
+            }),
+        })
+    }
+}
+
+impl super::Context {
+    /// Tells the loop. Nothing happens once it has ended.
+    pub(super) fn tell(&self, input: Input) {
+        let _ = self.input.send(input);
+    }
+
+    /// A node's name.
+    pub(super) fn name(&self, node: NodeId) -> String {
+        self.config
+            .node_by_id(node)
+            .map_or_else(|| node.to_string(), |n| n.name.clone())
+    }
+
+    /// Names of a resource and its volume.
+    pub(super) fn names(&self, key: VolumeKey) -> (String, String) {
+        let resource = self.config.resources.get(usize::from(key.resource.0));
+        let volume = resource.and_then(|r| r.volumes.get(usize::from(key.volume.0)));
+        (
+            resource.map_or_else(|| key.resource.0.to_string(), |r| r.name.clone()),
+            volume.map_or_else(|| key.volume.0.to_string(), |v| v.name.clone()),
+        )
+    }
+
+    /// All volumes that this node holds replicas of, by the configuration.
+    pub(super) fn local_volumes(&self) -> Vec<VolumeKey> {
+        let mut keys = Vec::new();
+        for (r, resource) in self.config.resources.iter().enumerate() {
+            if resource.nodes.has(self.me.id) {
+                keys.extend((0..resource.volumes.len()).map(|v| VolumeKey {
+                    resource: ResourceIx(r as u16),
+                    volume: VolumeIx(v as u16),
+                }));
+            }
+        }
+        keys
+    }
+
+    /// Where this node's replica of a volume is, by the configuration.
+    pub(super) fn place(&self, key: VolumeKey) -> Option<Place> {
+        let resource = self.config.resources.get(usize::from(key.resource.0))?;
+        let volume = resource.volumes.get(usize::from(key.volume.0))?;
+        let path = volume
+            .backing
+            .get(&self.me.id)
+            .filter(|_| resource.nodes.has(self.me.id))?;
+        Some(Place {
+            cluster: self.cluster.short(),
+            me: self.me.id,
+            size_bytes: volume.size_bytes,
+            path: path.clone(),
+        })
+    }
+
+    /// Asks the loop for something and waits for the answer.
+    pub(super) async fn ask_loop<T>(
+        &self,
+        input: impl FnOnce(oneshot::Sender<T>) -> Input,
+    ) -> Result<T, String> {
+        let (tx, rx) = oneshot::channel();
+        self.tell(input(tx));
+        rx.await.map_err(|_| "the daemon stops".to_owned())
+    }
+
+    /// Asks another node (or this one) and waits so long for the answer.
+    pub(super) async fn ask_node(
+        &self,
+        to: NodeId,
+        question: Question,
+        time: Duration,
+    ) -> Result<Answer, String> {
+        if to == self.me.id {
+            return Box::pin(requests::answer(self, to, question)).await;
+        }
+        let asked = self.ask_loop(|reply| Input::Ask {
+            to,
+            question,
+            reply,
+        });
+        match tokio::time::timeout(time, asked).await {
+            Ok(answered) => answered?,
+            Err(_) => Err(format!(
+                "{} did not answer within {} s",
+                self.name(to),
+                time.as_secs()
+            )),
+        }
+    }
+
+    /// The replicas of this node that are open: how they are.
+    pub(super) async fn replica_status(
+        &self,
+        volumes: BTreeMap<VolumeKey, crate::volume::Commands>,
+    ) -> BTreeMap<VolumeKey, crate::volume::VolumeStatus> {
+        let mut found = BTreeMap::new();
+        for (key, commands) in volumes {
+            let (tx, rx) = oneshot::channel();
+            commands.send(Command::Status(Box::new(move |s| {
+                // Who asked may have given up.
+                let _ = tx.send(s);
+            })));
+            if let Ok(Ok(status)) = tokio::time::timeout(status::LOOP_TIME_MAX, rx).await {
+                found.insert(key, status);
+            }
+        }
+        found
+    }
+}

@@ -1,0 +1,479 @@
+//! What clients ask, and what other daemons ask on their behalf.
+
+use super::{Answer, Context, Input, Question, api, create, status};
+use crate::api_types::{
+    self as types, ApiError, DIFFERING_RANGES_MAX, ErrorCode, Progress, Reply, Request,
+};
+use holdfast_config::Resource;
+use holdfast_control::{
+    AdminReply, AdminRequest, FORCE_CONSENT, ResourceIx, ResourceStatus, Status as ControlStatus,
+    VolumeIx,
+};
+use holdfast_replicator::Note;
+use holdfast_types::{BLOCK_BYTES, NodeId};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How often a client that waits is told what for.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How long a request that was handed to another node may take.
+const FORWARD_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) type Told = Result<types::Answer, ApiError>;
+pub(super) type ToClient = mpsc::UnboundedSender<Reply>;
+
+pub(super) fn error(code: ErrorCode, message: impl Into<String>) -> ApiError {
+    ApiError {
+        code,
+        message: message.into(),
+        fix: None,
+    }
+}
+
+fn done(message: impl Into<String>) -> Told {
+    Ok(types::Answer::Done {
+        message: message.into(),
+    })
+}
+
+/// Does what a client asks.
+pub(super) async fn perform(cx: &Context, request: Request, client: &ToClient) -> Told {
+    match request {
+        Request::Status => Ok(types::Answer::Status(Box::new(status::cluster(cx).await?))),
+        Request::History => {
+            let status = control_status(cx).await?;
+            Ok(types::Answer::History(status::history(cx, &status)))
+        }
+        Request::Promote { resource, force } => {
+            known(cx, &resource)?;
+            let ask = AdminRequest::Promote {
+                resource: resource.clone(),
+                node: None,
+                force: force.clone(),
+            };
+            match waiting(cx, &resource, ask, client).await {
+                Err(e) if force.is_none() && e.message.contains(FORCE_CONSENT) => Err(ApiError {
+                    code: ErrorCode::NoUpToDateData,
+                    fix: Some(format!(
+                        "wait for the node that has it, or give it up: promote {resource} --force \"{FORCE_CONSENT}\""
+                    )),
+                    ..e
+                }),
+                other => other,
+            }
+        }
+        Request::Demote { resource } => {
+            known(cx, &resource)?;
+            waiting(
+                cx,
+                &resource,
+                AdminRequest::Demote {
+                    resource: resource.clone(),
+                },
+                client,
+            )
+            .await
+        }
+        Request::Create { resource } => {
+            let (ix, _) = known(cx, &resource)?;
+            create::create(cx, ix, client).await
+        }
+        Request::Verify {
+            resource,
+            volume,
+            peer,
+        } => {
+            let line = Request::Verify {
+                resource: resource.clone(),
+                volume: volume.clone(),
+                peer: peer.clone(),
+            };
+            match copy_of(
+                cx,
+                &resource,
+                volume.as_deref(),
+                peer.as_deref(),
+                line,
+                client,
+            )
+            .await?
+            {
+                Either::Forwarded(told) => told,
+                Either::Here(copy) => verify(cx, &copy, client).await,
+            }
+        }
+        Request::Resync {
+            resource,
+            volume,
+            peer,
+        } => {
+            let line = Request::Resync {
+                resource: resource.clone(),
+                volume: volume.clone(),
+                peer: peer.clone(),
+            };
+            match copy_of(
+                cx,
+                &resource,
+                volume.as_deref(),
+                peer.as_deref(),
+                line,
+                client,
+            )
+            .await?
+            {
+                Either::Forwarded(told) => told,
+                Either::Here(copy) => {
+                    let ask = AdminRequest::Invalidate {
+                        resource,
+                        volume: Some(copy.key.volume),
+                        node: copy.node,
+                    };
+                    admin(cx, ask).await
+                }
+            }
+        }
+        Request::Isolate { on } => isolate(cx, on).await,
+        Request::Shutdown => {
+            cx.tell(Input::Stop);
+            done("the daemon stops")
+        }
+    }
+}
+
+async fn isolate(cx: &Context, on: bool) -> Told {
+    if !cx.allow_faults {
+        return Err(ApiError {
+            fix: Some("start the daemon with fault injection allowed".into()),
+            ..error(
+                ErrorCode::Refused,
+                "this daemon does not allow fault injection",
+            )
+        });
+    }
+    cx.ask_loop(|reply| Input::Isolate { on, reply })
+        .await
+        .map_err(|e| error(ErrorCode::Internal, e))?;
+    done(if on {
+        "cut off from all nodes"
+    } else {
+        "connected again"
+    })
+}
+
+/// The resource of this name.
+fn known<'a>(cx: &'a Context, name: &str) -> Result<(ResourceIx, &'a Resource), ApiError> {
+    let found = cx
+        .config
+        .resources
+        .iter()
+        .enumerate()
+        .find(|(_, r)| r.name == name);
+    found
+        .map(|(at, r)| (ResourceIx(at as u16), r))
+        .ok_or_else(|| {
+            let names: Vec<&str> = cx
+                .config
+                .resources
+                .iter()
+                .map(|r| r.name.as_str())
+                .collect();
+            ApiError {
+                fix: Some(format!("resources of this cluster: {}", names.join(", "))),
+                ..error(
+                    ErrorCode::BadRequest,
+                    format!("there is no resource {name:?}"),
+                )
+            }
+        })
+}
+
+/// Asks the control plane.
+pub(super) async fn admin(cx: &Context, request: AdminRequest) -> Told {
+    let reply = cx.ask_loop(|reply| Input::Admin { request, reply }).await;
+    match reply.map_err(|e| error(ErrorCode::Internal, e))? {
+        AdminReply::Done { message } => done(message),
+        AdminReply::Refused { message } => Err(error(ErrorCode::Refused, message)),
+        AdminReply::TimedOut { message } => Err(error(ErrorCode::TimedOut, message)),
+        AdminReply::Status(_) => Err(error(
+            ErrorCode::Internal,
+            "the control plane answered something else",
+        )),
+    }
+}
+
+/// The cluster as the control plane of this node sees it.
+pub(super) async fn control_status(cx: &Context) -> Result<ControlStatus, ApiError> {
+    let reply = cx
+        .ask_loop(|reply| Input::Admin {
+            request: AdminRequest::Status,
+            reply,
+        })
+        .await;
+    match reply.map_err(|e| error(ErrorCode::Internal, e))? {
+        AdminReply::Status(status) => Ok(*status),
+        _ => Err(error(
+            ErrorCode::Internal,
+            "the control plane answered something else than its status",
+        )),
+    }
+}
+
+/// The same, with a line now and then for the client that waits.
+async fn waiting(cx: &Context, resource: &str, request: AdminRequest, client: &ToClient) -> Told {
+    let asked = admin(cx, request);
+    tokio::pin!(asked);
+    let mut last = String::new();
+    loop {
+        tokio::select! {
+            told = &mut asked => return told,
+            () = tokio::time::sleep(PROGRESS_EVERY) => {
+                let status = control_status(cx).await?;
+                let waits = status.waiting.clone().or_else(|| {
+                    status.resources.iter().find(|r| r.name == resource).and_then(|r| r.waiting.clone())
+                });
+                if let Some(what) = waits.filter(|w| *w != last) {
+                    last.clone_from(&what);
+                    let _ = client.send(Reply::Progress(Progress { what, ..Progress::default() }));
+                }
+            }
+        }
+    }
+}
+
+/// Another node's copy of a volume whose primary is here.
+struct Copy {
+    key: super::VolumeKey,
+    node: NodeId,
+}
+
+enum Either {
+    Here(Copy),
+    Forwarded(Told),
+}
+
+/// Finds the copy a client means; if the primary is elsewhere, that node does the rest.
+async fn copy_of(
+    cx: &Context,
+    resource: &str,
+    volume: Option<&str>,
+    peer: Option<&str>,
+    request: Request,
+    client: &ToClient,
+) -> Result<Either, ApiError> {
+    let (ix, r) = known(cx, resource)?;
+    let bad = |message: String| error(ErrorCode::BadRequest, message);
+    let volume_ix = match volume {
+        None if r.volumes.len() == 1 => 0,
+        None => {
+            return Err(bad(format!(
+                "{resource} has {} volumes: say which",
+                r.volumes.len()
+            )));
+        }
+        Some(name) => r
+            .volumes
+            .iter()
+            .position(|v| v.name == name)
+            .ok_or_else(|| bad(format!("resource {resource} has no volume {name:?}")))?,
+    };
+    let status = control_status(cx).await?;
+    let primary = record(&status, resource)?.primary.ok_or_else(|| {
+        error(
+            ErrorCode::Refused,
+            format!("{resource} has no primary, and copies are compared with the primary's"),
+        )
+    })?;
+    if primary != cx.me.id {
+        return Ok(Either::Forwarded(
+            forward(cx, primary, &request, client).await,
+        ));
+    }
+    let others = r.nodes.without(primary);
+    let node = match peer {
+        Some(name) => cx
+            .config
+            .node(name)
+            .map(|n| n.id)
+            .filter(|n| others.has(*n))
+            .ok_or_else(|| bad(format!("{name:?} holds no other copy of {resource}")))?,
+        None if others.len() == 1 => others.iter().next().unwrap_or(primary),
+        None => {
+            return Err(bad(format!(
+                "{resource} has {} other copies: say whose",
+                others.len()
+            )));
+        }
+    };
+    let key = super::VolumeKey {
+        resource: ix,
+        volume: VolumeIx(volume_ix as u16),
+    };
+    Ok(Either::Here(Copy { key, node }))
+}
+
+fn record<'a>(status: &'a ControlStatus, resource: &str) -> Result<&'a ResourceStatus, ApiError> {
+    status
+        .resources
+        .iter()
+        .find(|r| r.name == resource)
+        .ok_or_else(|| {
+            error(
+                ErrorCode::Internal,
+                format!("the control plane does not know {resource}"),
+            )
+        })
+}
+
+/// Lets another node do what a client asks here.
+async fn forward(cx: &Context, to: NodeId, request: &Request, client: &ToClient) -> Told {
+    let what = format!("{}, the primary, does it", cx.name(to));
+    let _ = client.send(Reply::Progress(Progress {
+        what,
+        ..Progress::default()
+    }));
+    let line =
+        serde_json::to_string(request).map_err(|e| error(ErrorCode::Internal, e.to_string()))?;
+    match cx
+        .ask_node(to, Question::Api { line }, FORWARD_TIME_MAX)
+        .await
+    {
+        Ok(Answer::Api { line }) => match serde_json::from_str(&line) {
+            Ok(Reply::Ok(answer)) => Ok(answer),
+            Ok(Reply::Error(e)) => Err(e),
+            Ok(Reply::Progress(_)) | Err(_) => Err(error(
+                ErrorCode::Internal,
+                format!("{} answered what this version does not know", cx.name(to)),
+            )),
+        },
+        Ok(_) => Err(error(
+            ErrorCode::Internal,
+            format!("{} answered something else", cx.name(to)),
+        )),
+        Err(e) => Err(error(ErrorCode::TimedOut, e)),
+    }
+}
+
+async fn verify(cx: &Context, copy: &Copy, client: &ToClient) -> Told {
+    let (resource, volume) = cx.names(copy.key);
+    let (tx, mut notes) = mpsc::unbounded_channel();
+    cx.tell(Input::Watch {
+        key: copy.key,
+        notes: tx,
+    });
+    admin(
+        cx,
+        AdminRequest::Verify {
+            resource,
+            volume: Some(copy.key.volume),
+            node: copy.node,
+        },
+    )
+    .await?;
+    let mut look = tokio::time::interval(PROGRESS_EVERY);
+    loop {
+        tokio::select! {
+            note = notes.recv() => match note {
+                Some(Note::Verified { peer, differing }) if peer == copy.node => return verified(cx, copy, differing),
+                Some(_) => {}
+                None => return Err(error(ErrorCode::Internal, "the daemon stops")),
+            },
+            _ = look.tick() => {
+                if let Some(progress) = verify_progress(cx, copy, &volume).await {
+                    let _ = client.send(Reply::Progress(progress));
+                }
+            }
+        }
+    }
+}
+
+async fn verify_progress(cx: &Context, copy: &Copy, volume: &str) -> Option<Progress> {
+    let facts = cx.ask_loop(|reply| Input::Facts { reply }).await.ok()?;
+    let volumes = facts
+        .volumes
+        .into_iter()
+        .filter(|(k, _)| *k == copy.key)
+        .collect();
+    let found = cx.replica_status(volumes).await;
+    let status = &found.get(&copy.key)?.replica;
+    let peer = status.peers.iter().find(|p| p.node == copy.node)?;
+    Some(Progress {
+        what: format!("volume {volume}: comparing with {}", cx.name(copy.node)),
+        done_bytes: Some(peer.verify_done_bytes?),
+        total_bytes: Some(status.size_bytes),
+    })
+}
+
+fn verified(cx: &Context, copy: &Copy, differing: Option<Vec<holdfast_types::BlockRange>>) -> Told {
+    let Some(ranges) = differing else {
+        let text = format!("the comparison was cut short: {} left", cx.name(copy.node));
+        return Err(error(ErrorCode::TimedOut, text));
+    };
+    let bytes = |blocks: u64| blocks * u64::from(BLOCK_BYTES);
+    Ok(types::Answer::Verified {
+        differing_bytes: ranges.iter().map(|r| bytes(r.count)).sum(),
+        differing: ranges
+            .iter()
+            .take(DIFFERING_RANGES_MAX)
+            .map(|r| (bytes(r.first), bytes(r.count)))
+            .collect(),
+    })
+}
+
+/// Answers another daemon.
+pub(super) async fn answer(
+    cx: &Context,
+    from: NodeId,
+    question: Question,
+) -> Result<Answer, String> {
+    match question {
+        Question::Inspect {
+            key,
+            size_bytes,
+            recorded,
+        } => create::inspect(cx, key, size_bytes, recorded).await,
+        Question::Initialise {
+            key,
+            volume,
+            incarnation,
+            lineage,
+            data_nodes,
+            equal,
+            member,
+            recorded,
+        } => {
+            let new = crate::backing::NewReplica {
+                volume,
+                incarnation,
+                lineage,
+                data_nodes,
+                equal,
+                member,
+            };
+            create::initialise(cx, key, new, recorded).await
+        }
+        Question::Open { key } => {
+            cx.ask_loop(|reply| Input::Open { key, reply }).await??;
+            Ok(Answer::Done)
+        }
+        Question::Replicas => {
+            let facts = cx.ask_loop(|reply| Input::Facts { reply }).await?;
+            let found = cx.replica_status(facts.volumes).await;
+            Ok(Answer::Replicas(
+                found.into_iter().map(|(k, s)| (k, s.replica)).collect(),
+            ))
+        }
+        Question::Api { line } => {
+            tracing::info!(
+                "{} hands on a client's request: {}",
+                cx.name(from),
+                line.trim()
+            );
+            let (tx, _) = mpsc::unbounded_channel();
+            let reply = Box::pin(api::reply(cx, &line, &tx)).await;
+            Ok(Answer::Api {
+                line: serde_json::to_string(&reply).map_err(|e| e.to_string())?,
+            })
+        }
+    }
+}

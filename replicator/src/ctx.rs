@@ -52,6 +52,15 @@ pub(crate) enum RoleIo {
     RecvHash(RecvId),
 }
 
+impl RoleIo {
+    fn is_read(self) -> bool {
+        matches!(
+            self,
+            Self::PieceRead(_) | Self::JobRead(_) | Self::RecvHash(_)
+        )
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
     Superblock,
@@ -98,6 +107,8 @@ pub(crate) enum Wake {
     LogWritten,
     /// A role's disk operation ended.
     Io(RoleIo, Bytes),
+    /// A role's read failed.
+    ReadFailed(RoleIo, DiskError),
     /// No data write is in flight any more.
     Drained,
     /// The committed record changed within this node's epoch as primary.
@@ -337,8 +348,23 @@ impl Ctx {
         let bytes = match result {
             Ok(bytes) => bytes,
             Err(error) => {
-                if let Purpose::Page { node, page, .. } = purpose {
-                    self.bits.end_save(node, page, false);
+                if self.disk_failed {
+                    return;
+                }
+                match purpose {
+                    Purpose::Page { node, page, .. } => self.bits.end_save(node, page, false),
+                    // What a read error means depends on whether there is another copy.
+                    Purpose::Role {
+                        life,
+                        io,
+                        write: false,
+                    } if io.is_read() => {
+                        if life == self.life && !self.disk_failed {
+                            self.wakes.push_back(Wake::ReadFailed(io, error));
+                        }
+                        return;
+                    }
+                    _ => {}
                 }
                 self.fail_disk(&format!("{purpose:?}: {error:?}"));
                 return;

@@ -92,6 +92,11 @@ impl Replica {
             superblock.give_slot(node)?;
         }
         let mut bits = Bits::new(&layout, bitmaps, others);
+        if superblock.disk == DiskState::Failed {
+            // A write or flush failed in the last run: nothing on it is certain. It may be used again, compared whole.
+            superblock.disk = DiskState::Outdated;
+            others.iter().for_each(|node| bits.suspect_all(node));
+        }
         let crashed = !log.active.is_empty();
         for &extent in &log.active {
             bits.suspect(others, layout.geometry.extent_range(extent));
@@ -411,6 +416,7 @@ impl Replica {
                 Wake::Saved(After::Cut) => f.cut_saved(&mut self.ctx),
                 Wake::LogWritten => f.log_written(&mut self.ctx),
                 Wake::DiskFailed => f.disk_failed(&mut self.ctx),
+                Wake::ReadFailed(io, error) => self.ctx.fail_disk(&format!("{io:?}: {error:?}")),
                 Wake::Saved(_)
                 | Wake::Stored(_)
                 | Wake::Flushed
@@ -444,6 +450,7 @@ impl Replica {
                 return;
             }
             Wake::Log(_)
+            | Wake::ReadFailed(..)
             | Wake::Saved(_)
             | Wake::Stored(_)
             | Wake::Io(..)

@@ -503,6 +503,16 @@ impl Primary {
         self.pump_jobs(ctx);
     }
 
+    /// Its blocks cannot be read here: they stay dirty, and are tried again by and by.
+    pub(super) fn job_failed(&mut self, ctx: &mut Ctx, id: JobId) {
+        let Some(job) = self.jobs.remove(&id) else {
+            return;
+        };
+        if let Some(lock) = job.lock {
+            self.unlock(ctx, lock);
+        }
+    }
+
     /// A session ended: its jobs start over in the next one; a reconciliation waits for it or its removal.
     pub(super) fn drop_jobs(&mut self, ctx: &mut Ctx, peer: NodeId) {
         let gone: Vec<JobId> = self

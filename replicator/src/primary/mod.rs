@@ -20,7 +20,9 @@ mod writes;
 use crate::config::{Planted, Timing};
 use crate::ctx::{After, Ctx, JobId, LogUser, PieceId, RoleIo, Wake};
 use crate::locks::RangeLocks;
-use crate::{FromControl, Note, Now, ReqId, Request, RequestError, SetChange, ToControl, View};
+use crate::{
+    DiskError, FromControl, Note, Now, ReqId, Request, RequestError, SetChange, ToControl, View,
+};
 use bytes::Bytes;
 use holdfast_meta::Unsaved;
 use holdfast_types::{BlockRange, DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Seq};
@@ -482,6 +484,7 @@ impl Primary {
                 RoleIo::JobRead(job) => self.job_read(ctx, job, bytes),
                 RoleIo::RecvWrite(_) | RoleIo::RecvFlush(_) | RoleIo::RecvHash(_) => {}
             },
+            Wake::ReadFailed(io, error) => self.read_failed(ctx, io, error),
             Wake::LogWritten
             | Wake::Log(LogUser::Recv(_))
             | Wake::Saved(_)
@@ -490,6 +493,20 @@ impl Primary {
             | Wake::Drained
             | Wake::View(_)
             | Wake::DiskFailed => {}
+        }
+    }
+
+    /// A local read failed. With another copy in the set this disk is given up (and that copy takes over); the only
+    /// copy goes on with what can be read.
+    fn read_failed(&mut self, ctx: &mut Ctx, io: RoleIo, error: DiskError) {
+        if self.in_sync.len() > 1 {
+            ctx.fail_disk(&format!("{io:?}: {error:?}"));
+            return;
+        }
+        match io {
+            RoleIo::PieceRead(piece) => self.piece_failed(ctx, piece),
+            RoleIo::JobRead(job) => self.job_failed(ctx, job),
+            _ => {}
         }
     }
 

@@ -268,6 +268,21 @@ impl Primary {
         self.end_piece(ctx, id);
     }
 
+    /// Its blocks cannot be read, and there is no other copy.
+    pub(super) fn piece_failed(&mut self, ctx: &mut Ctx, id: PieceId) {
+        let Some(piece) = self.pieces.get(&id) else {
+            return;
+        };
+        let (req, range) = (piece.req, piece.range);
+        if matches!(piece.work, Work::Patch { .. }) {
+            ctx.release(range);
+        }
+        if self.requests.contains_key(&req) {
+            self.finish(ctx, req, Err(RequestError::Io));
+        }
+        self.end_piece(ctx, id);
+    }
+
     fn end_piece(&mut self, ctx: &mut Ctx, id: PieceId) {
         let piece = self.pieces.remove(&id).expect("ends once");
         if let Some(lock) = piece.lock {

@@ -2,6 +2,7 @@
 //! Mechanical, exactly as the two contracts say; nothing is decided here.
 
 use crate::node::{CONTROL, Input, Process, REPLICA};
+use crate::rng::Ratio;
 use crate::scenario::{MS, US};
 use crate::world::{CLUSTER, Ev, RESOURCE, VOLUME, World};
 use holdfast_control as control;
@@ -72,6 +73,13 @@ impl World {
         }
         self.nodes[n].starting = false;
         self.clear_host(n);
+        if self.nodes[n].bad_disk
+            && let Some(disk) = &mut self.nodes[n].disk
+        {
+            // It only ever gets worse: a disk that lost writes at a failed flush does not come back to life.
+            disk.errors.write = Ratio::new(1, 1);
+            disk.errors.flush = Ratio::new(1, 1);
+        }
         let me = self.nodes[n].id;
         let now = self.nodes[n].clock.local(self.now);
         let slots = &self.nodes[n].state;

@@ -121,6 +121,8 @@ pub struct Scenario {
     pub duplicates: Ratio,
     /// Clock drift per node.
     pub drift_ppm: Vec<i32>,
+    /// The clocks break the stated bound: G5 is not claimed, all else is.
+    pub wild_clocks: bool,
     /// What the application does.
     pub mix: Mix,
     /// Fault classes of this run and the usual time between two of a class, in nanoseconds.
@@ -137,6 +139,8 @@ pub const LIVENESS_NS: u64 = 90 * S;
 pub const PAGE_BYTES: u32 = 512;
 /// Drift of clocks in runs that have it, in ppm; the lease arithmetic allows for 2000.
 const DRIFT_PPM_MAX: u64 = 1_500;
+/// Drift of clocks that are broken, in ppm.
+const WILD_DRIFT_PPM_MAX: u64 = 400_000;
 
 impl Scenario {
     /// The run of `seed`; without `swarm` one of moderate size with every fault class.
@@ -175,16 +179,13 @@ impl Scenario {
         } else {
             Ratio::NEVER
         };
-        let drifting = r.coin();
-        let drift_ppm = (0..nodes)
-            .map(|_| {
-                if drifting {
-                    r.between(0, 2 * DRIFT_PPM_MAX) as i32 - DRIFT_PPM_MAX as i32
-                } else {
-                    0
-                }
-            })
-            .collect();
+        let wild_clocks = r.below(8) == 0;
+        let drift = match r.coin() {
+            _ if wild_clocks => WILD_DRIFT_PPM_MAX,
+            true => DRIFT_PPM_MAX,
+            false => 0,
+        };
+        let drift_ppm = (0..nodes).map(|_| r.between(0, 2 * drift) as i32 - drift as i32).collect();
         let mut faults = Vec::new();
         for fault in Fault::ALL {
             let on = r.coin();
@@ -205,6 +206,7 @@ impl Scenario {
             loss,
             duplicates,
             drift_ppm,
+            wild_clocks,
             mix: mix(r, geometry),
             faults,
             safety_ns: r.between(4, 20) * S,

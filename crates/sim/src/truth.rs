@@ -33,6 +33,10 @@ impl World {
                 node.unclean = false;
                 node.lossy = false;
                 node.strange_disk = false;
+                if let Some(disk) = &node.disk {
+                    let result = self.checks.history.holds_all(disk.cached(), disk.stable());
+                    self.must(result.map_err(|e| format!("G1: {m} becomes a member, but {e}")));
+                }
             }
         }
         if let Some((primary, members)) = change.promoted {

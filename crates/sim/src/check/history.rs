@@ -284,6 +284,23 @@ impl History {
         Ok(())
     }
 
+    /// May a replica with these images become a member? It must hold all that is acknowledged, and on stable storage
+    /// all that is flushed.
+    pub fn holds_all(&self, cached: &[u8], stable: &[u8]) -> Result<(), String> {
+        for (at, cell) in (0..).zip(&self.cells) {
+            if let Some(stale) = self.stale(at, cell_of(cached, at), cell.acked) {
+                return Err(format!("writes begun by {} are acknowledged, but cell {at} holds {stale}", cell.acked));
+            }
+            if let Some(stale) = self.stale(at, cell_of(stable, at), cell.stable) {
+                return Err(format!(
+                    "writes begun by {} are flushed, but cell {at} holds {stale} on stable storage",
+                    cell.stable
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The flush is acknowledged.
     pub fn flushed(&mut self, covered: &[u64]) {
         for (cell, &floor) in self.cells.iter_mut().zip(covered) {

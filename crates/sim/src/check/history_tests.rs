@@ -126,3 +126,16 @@ fn a_flush_covers_what_was_acknowledged_before_it() {
         "flushed writes outlive any loss"
     );
 }
+
+#[test]
+fn a_new_member_holds_everything() {
+    let mut h = History::new(CELLS);
+    let a = h.begin(10, 1, 0, 1, false);
+    h.ack(20, a).unwrap();
+    let (with, without) = (image([a, 0, 0, 0]), image([0, 0, 0, 0]));
+    h.holds_all(&with, &without).unwrap();
+    assert!(h.holds_all(&without, &without).is_err());
+    h.flushed(&h.flush_begins());
+    assert!(h.holds_all(&with, &without).is_err(), "only in its cache");
+    h.holds_all(&with, &with).unwrap();
+}

@@ -46,7 +46,7 @@ impl Checks {
             history: history::History::new(scenario.geometry.bytes() / history::CELL_BYTES),
             writer: writer::Writer::default(),
             promotion: promotion::Promotion::default(),
-            exclusive: exclusive::Exclusive::default(),
+            exclusive: exclusive::Exclusive::new(!scenario.wild_clocks),
             consensus: consensus::Consensus::default(),
             asked: 0,
         }

@@ -18,6 +18,7 @@ use fuser::{
     ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request,
     Session, SessionACL, TimeOrNow, WriteFlags,
 };
+use holdfast_uring::{AlignedBuf, BufPool};
 use nix::mount::{MntFlags, umount2};
 use std::ffi::OsStr;
 use std::io;
@@ -30,6 +31,8 @@ pub const VOLUME_FILE: &str = "volume";
 const BACKGROUND_REQUESTS_MAX: u16 = 256;
 /// Largest single read or write in bytes; the kernel lowers it to its own limit.
 const WRITE_BYTES_MAX: u32 = 16 << 20;
+/// Bytes of write buffers kept between requests.
+const BUFFERS_RETAINED_BYTES: usize = 16 << 20;
 /// How long the kernel may remember names and attributes: they never change while mounted.
 const ATTR_TTL: Duration = Duration::from_secs(3600);
 /// Longest file name in bytes, for statfs.
@@ -100,7 +103,9 @@ impl FuseMount {
             return Ok(());
         }
         // MNT_FORCE aborts the connection even if it then finds the mount busy.
-        let _ = umount2(&self.dir, MntFlags::MNT_FORCE);
+        if umount2(&self.dir, MntFlags::MNT_FORCE).is_ok() {
+            return self.join();
+        }
         match umount2(&self.dir, MntFlags::MNT_DETACH) {
             Ok(()) | Err(nix::errno::Errno::EINVAL) => self.join(),
             // Unprivileged: the library unmounts through the setuid helper.
@@ -125,9 +130,10 @@ impl Drop for FuseMount {
 }
 
 /// Unmount what a daemon that died has left at `dir`, aborting it first. True if there was something.
+/// Detach its loop devices before ([`super::loopdev::detach_under`]): once it is unmounted, the
+/// kernel does not tell where their file was.
 pub fn clear_leftover(dir: &Path) -> bool {
-    let _ = umount2(dir, MntFlags::MNT_FORCE);
-    umount2(dir, MntFlags::MNT_DETACH).is_ok()
+    umount2(dir, MntFlags::MNT_FORCE).is_ok() || umount2(dir, MntFlags::MNT_DETACH).is_ok()
 }
 
 fn errno(error: PortError) -> Errno {
@@ -141,6 +147,8 @@ fn errno(error: PortError) -> Errno {
 #[derive(Debug)]
 struct VolumeFs {
     port: PortSender,
+    /// Writes are copied out of the FUSE buffer once, to where disk and peers can take them from.
+    buffers: BufPool,
     size: u64,
     uid: u32,
     gid: u32,
@@ -152,6 +160,7 @@ impl VolumeFs {
         let gid = nix::unistd::getegid().as_raw();
         Self {
             port,
+            buffers: BufPool::new(BUFFERS_RETAINED_BYTES),
             size,
             uid,
             gid,
@@ -181,6 +190,12 @@ impl VolumeFs {
             blksize: PREFERRED_BLOCK_BYTES,
             flags: 0,
         })
+    }
+
+    fn copy(&self, data: &[u8]) -> Bytes {
+        self.buffers
+            .copy_from(data)
+            .map_or_else(|_| Bytes::copy_from_slice(data), AlignedBuf::freeze)
     }
 
     /// Submit `op`; the answer goes out from the volume loop's thread.
@@ -309,7 +324,7 @@ impl Filesystem for VolumeFs {
         let fua = flags.0 & libc::O_DSYNC != 0;
         let op = Op::Write {
             offset,
-            data: Bytes::copy_from_slice(&data[..len]),
+            data: self.copy(&data[..len]),
             fua,
         };
         self.port.submit(op, move |result| match result {

@@ -150,6 +150,63 @@ fn many_requests_are_under_way_at_once() {
 }
 
 #[test]
+fn writes_to_the_loop_device_are_under_way_at_once() {
+    if !can_mount("writes_to_the_loop_device_are_under_way_at_once") {
+        return;
+    }
+    const WRITERS: usize = 8;
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (sender, receiver) = port::port().expect("port");
+    let (disk, _) = support::memory_disk(SIZE).expect("memory disk");
+    let serving = thread::spawn(move || {
+        // The writes wait here until all of them have come; everything else is answered at once.
+        let mut held = Vec::new();
+        while let Some(request) = receiver.recv() {
+            let write = matches!(request.op, Op::Write { .. });
+            if write && held.len() < WRITERS {
+                held.push(request);
+            } else {
+                let reply = request.reply;
+                disk.submit(request.op, |result| reply.send(result));
+            }
+            if held.len() == WRITERS {
+                for request in held.drain(..).rev() {
+                    let reply = request.reply;
+                    disk.submit(request.op, |result| reply.send(result));
+                }
+                return receiver;
+            }
+        }
+        receiver
+    });
+    let mut fuse = FuseMount::mount(dir.path(), sender, SIZE).expect("mount");
+    let device = LoopDevice::attach(&fuse.file()).expect("attach");
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|index| {
+            let path = device.path().to_owned();
+            thread::spawn(move || {
+                let file = OpenOptions::new()
+                    .write(true)
+                    .custom_flags(libc::O_DIRECT)
+                    .open(path)
+                    .expect("open");
+                let pool = holdfast_uring::BufPool::default();
+                let buf = pool.copy_from(&[index as u8; 4096]).expect("buffer");
+                file.write_all_at(&buf, index as u64 * 4096).expect("write");
+            })
+        })
+        .collect();
+    let receiver = serving.join().expect("all writes came together");
+    // What closing the device still sends is not of interest: it fails, which harms nobody here.
+    drop(receiver);
+    for writer in writers {
+        writer.join().expect("writer");
+    }
+    device.detach().expect("detach");
+    fuse.unmount().expect("unmount");
+}
+
+#[test]
 fn abort_fails_what_is_held() {
     if !can_mount("abort_fails_what_is_held") {
         return;

@@ -363,7 +363,11 @@ impl Node {
         let mut open = Vec::new();
         for mut pending in std::mem::take(&mut self.pending) {
             if let Goal::Promoted { ix, node, seen, .. } = &mut pending.goal {
-                let record = self.consensus.state().resources.get(&ResourceIx(*ix as u16));
+                let record = self
+                    .consensus
+                    .state()
+                    .resources
+                    .get(&ResourceIx(*ix as u16));
                 *seen |= record.is_some_and(|r| r.wanted == Wanted::On(*node));
             }
             let answer = self.reached(now, &pending.goal).or_else(|| {
@@ -405,7 +409,12 @@ impl Node {
                     }
                 })
             }
-            Goal::Promoted { ix, node, forced, seen } => {
+            Goal::Promoted {
+                ix,
+                node,
+                forced,
+                seen,
+            } => {
                 let resource = ResourceIx(*ix as u16);
                 let record = self.state().resources.get(&resource)?;
                 let (name, node_name) =

@@ -12,7 +12,9 @@
 //!    are held back inside the node. If it cannot be written, stop the daemon: there is no answer "failed";
 //! 5. answer each [`Action::Host`] by exactly one [`Event::HostDone`] with the same step. A stop step
 //!    cancels a start step that still runs (that one's answer may then be left out; a late one is ignored).
-//!    Every step may be repeated and does nothing where nothing is to be done;
+//!    Every step may be repeated and does nothing where nothing is to be done. A start step looks at the
+//!    latest [`Action::LeaseDeadline`] right before each act, and fails once that has passed: a process
+//!    that was paused in between must not add an address whose lease is over;
 //! 6. hand every [`Action::Replica`] to that replica as its `Event::Control`, and every
 //!    `replicator::Action::Control` back as [`Event::Replica`], keeping the order on both ways;
 //! 7. messages may be lost, delayed, duplicated and reordered; nothing is resent below this level.

@@ -147,6 +147,10 @@ impl Node {
     pub fn handle(&mut self, now: Now, event: Event) -> Vec<Action> {
         let now = now.max(self.now);
         self.now = now;
+        // Before anything else is begun: what has ended while nobody looked.
+        for ix in 0..self.resources.len() {
+            self.check_lease(now, ix);
+        }
         match event {
             Event::Tick => {}
             Event::Message { from, msg } => self.receive(now, from, msg.0),

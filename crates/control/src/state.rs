@@ -241,6 +241,8 @@ pub enum Command {
         run: Run,
         /// Stopped uncleanly before.
         unclean: bool,
+        /// Its disk says that its content is not to be trusted: new, or failed in an earlier run.
+        outdated: bool,
     },
     /// What the operator wants.
     Want {
@@ -422,7 +424,7 @@ impl ResourceRecord {
             incarnation: seen.incarnation,
             run: seen.run,
             unclean: replica.unclean || seen.unclean,
-            suspect: replica.suspect || strange,
+            suspect: replica.suspect || seen.suspect || strange,
         };
         // Its former life may have proposed an epoch, and the primary may have proposed to take that former life
         // in: everybody must come to know that neither will be.
@@ -499,12 +501,13 @@ impl ClusterState {
                 incarnation,
                 run,
                 unclean,
+                outdated,
             } => {
                 let seen = ReplicaRecord {
                     incarnation: *incarnation,
                     run: *run,
                     unclean: *unclean,
-                    suspect: false,
+                    suspect: *outdated,
                 };
                 self.on(*resource, None, |r| {
                     r.replica_seen(*volume, *node, *expect, seen)

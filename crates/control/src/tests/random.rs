@@ -10,7 +10,11 @@ use holdfast_types::NodeId;
 const FAULTS: u64 = 25;
 
 fn live(seed: u64) {
-    let data: &[u8] = if seed.is_multiple_of(3) { &[0, 1, 2] } else { &[0, 1] };
+    let data: &[u8] = if seed.is_multiple_of(3) {
+        &[0, 1, 2]
+    } else {
+        &[0, 1]
+    };
     let mut w = World::with(seed, data, 1 + (seed % 2) as u16, 1 + (seed / 2 % 2) as u16);
     w.create();
     if seed.is_multiple_of(2) {
@@ -33,10 +37,22 @@ fn live(seed: u64) {
             8 | 9 => (0..3).for_each(|h| w.pause(h, false)),
             10 if !dead => {
                 let node = Some(NodeId(data[other % data.len()]));
-                w.post(h, AdminRequest::Promote { resource: "r0".into(), node, force: None });
+                w.post(
+                    h,
+                    AdminRequest::Promote {
+                        resource: "r0".into(),
+                        node,
+                        force: None,
+                    },
+                );
             }
             11 if !dead && w.rng.between(0, 3) == 0 => {
-                w.post(h, AdminRequest::Demote { resource: "r0".into() });
+                w.post(
+                    h,
+                    AdminRequest::Demote {
+                        resource: "r0".into(),
+                    },
+                );
             }
             // One voter at a time, and a settled cluster: more would rightly stop for ever.
             12 if dead && (0..3).all(|n| w.hosts[n].blank_wipes == 0) => {
@@ -64,7 +80,14 @@ fn live(seed: u64) {
     }
     w.run(10_000);
     let node = w.record(0).members().iter().next(); // it may have been demoted
-    w.post(0, AdminRequest::Promote { resource: "r0".into(), node, force: None });
+    w.post(
+        0,
+        AdminRequest::Promote {
+            resource: "r0".into(),
+            node,
+            force: None,
+        },
+    );
     w.run_until(60_000, |w| w.primary_up(0).is_some());
     let all = w.hosts[0].config.resources[0].data_set();
     w.run_until(20_000, |w| w.record(0).members() == all);

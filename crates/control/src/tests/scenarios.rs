@@ -55,7 +55,11 @@ fn no_cluster_forms_while_a_voter_is_missing() {
     for h in 0..2 {
         let status = w.status(h);
         assert_eq!(status.leader, None);
-        assert!(status.waiting.as_deref().is_some_and(|t| t.contains("n2")), "{:?}", status.waiting);
+        assert!(
+            status.waiting.as_deref().is_some_and(|t| t.contains("n2")),
+            "{:?}",
+            status.waiting
+        );
     }
     w.boot(2);
     w.run_until(5_000, |w| (0..3).all(|h| w.status(h).leader.is_some()));
@@ -87,17 +91,38 @@ fn partitioned_primary_steps_down_before_the_other_leads() {
         w.isolate(0);
         w.run_until(10_000, |w| w.primary_up(0) == Some(1));
         // The world checks at every step that effects and leases never overlap.
-        let down = w.noted(0, |n| matches!(n, Note::SteppedDown { .. })).expect("stepped down");
-        let won = w.noted(1, |n| matches!(n, Note::Promoted { epoch, .. } if epoch.0 == 2)).expect("won");
+        let down = w
+            .noted(0, |n| matches!(n, Note::SteppedDown { .. }))
+            .expect("stepped down");
+        let won = w
+            .noted(
+                1,
+                |n| matches!(n, Note::Promoted { epoch, .. } if epoch.0 == 2),
+            )
+            .expect("won");
         assert!(down < won, "{down} {won}");
-        assert!(w.noted(0, |n| {
-            matches!(n, Note::SteppingDown { why: StepDownReason::LeaseLost, .. })
-        })
-        .is_some());
+        assert!(
+            w.noted(0, |n| {
+                matches!(
+                    n,
+                    Note::SteppingDown {
+                        why: StepDownReason::LeaseLost,
+                        ..
+                    }
+                )
+            })
+            .is_some()
+        );
         w.run(3000);
-        assert_eq!(w.record(1).members(), set(&[1]), "went on without the other");
+        assert_eq!(
+            w.record(1).members(),
+            set(&[1]),
+            "went on without the other"
+        );
         w.heal();
-        w.run_until(5_000, |w| w.record(0).epoch.0 == 2 && w.record(0).members() == set(&[0, 1]));
+        w.run_until(5_000, |w| {
+            w.record(0).epoch.0 == 2 && w.record(0).members() == set(&[0, 1])
+        });
         assert_eq!(w.primary_up(0), Some(1), "never back by itself");
         w.check_history();
     }
@@ -125,7 +150,10 @@ fn paused_primary_finds_itself_deposed() {
         w.pause(0, false);
         w.run(3000);
         assert_eq!(w.primary_up(0), Some(1));
-        assert!(w.noted(0, |n| matches!(n, Note::SteppingDown { .. })).is_some());
+        assert!(
+            w.noted(0, |n| matches!(n, Note::SteppingDown { .. }))
+                .is_some()
+        );
         w.check_history();
     }
 }
@@ -161,7 +189,11 @@ fn without_a_majority_the_primary_stops_and_comes_back() {
     w.crash(2, false);
     w.run(5000);
     assert_eq!(w.primary_up(0), None);
-    assert!(w.status(0).waiting.is_some_and(|t| t.contains("no majority")));
+    assert!(
+        w.status(0)
+            .waiting
+            .is_some_and(|t| t.contains("no majority"))
+    );
     w.boot(2);
     w.run_until(6_000, |w| w.primary_up(0) == Some(0));
     assert_eq!(epoch(&w, 0), 2, "not the epoch it stopped with");
@@ -179,7 +211,10 @@ fn stale_data_node_waits_for_the_newer_and_says_so() {
     assert_eq!(w.primary_up(0), None);
     for h in [1, 2] {
         let text = waiting(&w, h);
-        assert!(text.contains("newest data is on n0") && text.contains("n1 is outdated"), "{text}");
+        assert!(
+            text.contains("newest data is on n0") && text.contains("n1 is outdated"),
+            "{text}"
+        );
     }
     let request = |force: Option<&str>| AdminRequest::Promote {
         resource: "r0".into(),
@@ -187,7 +222,10 @@ fn stale_data_node_waits_for_the_newer_and_says_so() {
         force: force.map(str::to_owned),
     };
     let reply = w.ask(2, request(None), 5_000);
-    assert!(refused(&reply).contains("n0") && refused(&reply).contains("--force"), "{reply:?}");
+    assert!(
+        refused(&reply).contains("n0") && refused(&reply).contains("--force"),
+        "{reply:?}"
+    );
     let reply = w.ask(2, request(Some("yes")), 5_000);
     assert!(refused(&reply).contains(FORCE_CONSENT), "{reply:?}");
     assert_eq!(epoch(&w, 1), 1);
@@ -209,11 +247,17 @@ fn forced_promotion_starts_a_recorded_lineage() {
     let reply = w.promote(2, 1, Some(FORCE_CONSENT));
     assert!(done(&reply).contains("n1"));
     let record = w.record(1);
-    assert_eq!((record.primary, record.members()), (Some(NodeId(1)), set(&[1])));
+    assert_eq!(
+        (record.primary, record.members()),
+        (Some(NodeId(1)), set(&[1]))
+    );
     assert_ne!(record.lineage, 0);
     assert!(record.history.iter().any(|e| matches!(
         e.change,
-        Change::Primary { node: NodeId(1), why: Promotion::Forced { .. } }
+        Change::Primary {
+            node: NodeId(1),
+            why: Promotion::Forced { .. }
+        }
     )));
     w.check_history();
 }
@@ -240,15 +284,27 @@ fn planned_promote_and_back() {
             let t = w.now;
             done(&w.promote(asked, to, None));
             assert_eq!(w.primary_up(0), Some(usize::from(to)));
-            assert!(w.now - t < 1500 * MS, "no lease is waited for: {} ms", (w.now - t) / MS);
+            assert!(
+                w.now - t < 1500 * MS,
+                "no lease is waited for: {} ms",
+                (w.now - t) / MS
+            );
         }
         assert_eq!(epoch(&w, 0), 5);
         assert_eq!(w.record(0).members(), set(&[0, 1]));
-        assert!(w.noted(1, |n| matches!(n, Note::SteppedDown { .. })).is_some());
-        assert!(!w.hosts.iter().any(|h| h.notes.iter().any(|(_, n)| matches!(
-            n,
-            Note::SteppingDown { why: StepDownReason::LeaseLost | StepDownReason::Deposed, .. }
-        ))));
+        assert!(
+            w.noted(1, |n| matches!(n, Note::SteppedDown { .. }))
+                .is_some()
+        );
+        assert!(
+            !w.hosts.iter().any(|h| h.notes.iter().any(|(_, n)| matches!(
+                n,
+                Note::SteppingDown {
+                    why: StepDownReason::LeaseLost | StepDownReason::Deposed,
+                    ..
+                }
+            )))
+        );
         w.check_history();
     }
 }
@@ -257,12 +313,24 @@ fn planned_promote_and_back() {
 fn promote_refuses_what_cannot_be() {
     let mut w = World::up(10);
     assert!(refused(&w.promote(0, 2, None)).contains("no replica"));
-    let request = AdminRequest::Promote { resource: "nope".into(), node: None, force: None };
+    let request = AdminRequest::Promote {
+        resource: "nope".into(),
+        node: None,
+        force: None,
+    };
     let reply = w.ask(0, request, 1000);
     assert!(refused(&reply).contains("r0"));
-    let request = AdminRequest::Verify { resource: "r0".into(), volume: None, node: NodeId(0) };
+    let request = AdminRequest::Verify {
+        resource: "r0".into(),
+        volume: None,
+        node: NodeId(0),
+    };
     assert!(refused(&w.ask(1, request, 1000)).contains("primary"));
-    let request = AdminRequest::Verify { resource: "r0".into(), volume: None, node: NodeId(1) };
+    let request = AdminRequest::Verify {
+        resource: "r0".into(),
+        volume: None,
+        node: NodeId(1),
+    };
     done(&w.ask(2, request, 1000));
 }
 
@@ -270,12 +338,26 @@ fn promote_refuses_what_cannot_be() {
 fn hand_over_that_nobody_takes_is_taken_back() {
     let mut w = World::up(11);
     w.run(1000);
-    let id = w.post(0, AdminRequest::Promote { resource: "r0".into(), node: Some(NodeId(1)), force: None });
-    w.run_until(3_000, |w| w.noted(0, |n| matches!(n, Note::SteppedDown { .. })).is_some());
+    let id = w.post(
+        0,
+        AdminRequest::Promote {
+            resource: "r0".into(),
+            node: Some(NodeId(1)),
+            force: None,
+        },
+    );
+    w.run_until(3_000, |w| {
+        w.noted(0, |n| matches!(n, Note::SteppedDown { .. }))
+            .is_some()
+    });
     w.crash(1, false);
     w.run_until(10_000, |w| w.primary_up(0) == Some(0));
     assert!(epoch(&w, 0) >= 2);
-    let reply = w.hosts[0].replies.iter().find(|(i, _)| *i == id).map(|(_, r)| r.clone());
+    let reply = w.hosts[0]
+        .replies
+        .iter()
+        .find(|(i, _)| *i == id)
+        .map(|(_, r)| r.clone());
     assert!(refused(&reply.expect("answered")).contains("n1"));
 }
 
@@ -284,8 +366,18 @@ fn busy_mount_calls_a_planned_hand_over_off() {
     let mut w = World::up(12);
     w.run(1000);
     w.hosts[0].step_fails = Some(HostStep::Unmount { forced: false });
-    w.post(2, AdminRequest::Promote { resource: "r0".into(), node: Some(NodeId(1)), force: None });
-    w.run_until(5_000, |w| w.noted(0, |n| matches!(n, Note::StepFailed { .. })).is_some());
+    w.post(
+        2,
+        AdminRequest::Promote {
+            resource: "r0".into(),
+            node: Some(NodeId(1)),
+            force: None,
+        },
+    );
+    w.run_until(5_000, |w| {
+        w.noted(0, |n| matches!(n, Note::StepFailed { .. }))
+            .is_some()
+    });
     w.run_until(10_000, |w| w.primary_up(0) == Some(0));
     w.run(1000);
     assert_eq!((epoch(&w, 0), w.record(0).wanted), (1, Wanted::Auto));
@@ -294,10 +386,19 @@ fn busy_mount_calls_a_planned_hand_over_off() {
 #[test]
 fn demote_stops_it_until_promoted() {
     let mut w = World::up(13);
-    done(&w.ask(1, AdminRequest::Demote { resource: "r0".into() }, 5_000));
+    done(&w.ask(
+        1,
+        AdminRequest::Demote {
+            resource: "r0".into(),
+        },
+        5_000,
+    ));
     assert_eq!(w.primary_up(0), None);
     w.run(5_000);
-    assert_eq!((w.record(0).primary, w.record(0).wanted), (None, Wanted::Stopped));
+    assert_eq!(
+        (w.record(0).primary, w.record(0).wanted),
+        (None, Wanted::Stopped)
+    );
     assert!(waiting(&w, 2).contains("holdfast promote r0"));
     w.crash(0, false);
     w.run(5_000);
@@ -319,11 +420,20 @@ fn restarted_primary_takes_the_next_epoch_without_waiting() {
         w.run_until(10_000, |w| w.primary_up(0).is_some());
         assert_eq!((w.primary_up(0), epoch(&w, 0)), (Some(0), 2));
         // An election at the most, if it led the voters: less than a lease.
-        assert!((w.now - t) / MS < w.hosts[0].config.timing.promise_ms(), "{} ms", (w.now - t) / MS);
-        let why = w.record(0).history.iter().rev().find_map(|e| match e.change {
-            Change::Primary { why, .. } => Some(why),
-            _ => None,
-        });
+        assert!(
+            (w.now - t) / MS < w.hosts[0].config.timing.promise_ms(),
+            "{} ms",
+            (w.now - t) / MS
+        );
+        let why = w
+            .record(0)
+            .history
+            .iter()
+            .rev()
+            .find_map(|e| match e.change {
+                Change::Primary { why, .. } => Some(why),
+                _ => None,
+            });
         assert_eq!(why, Some(Promotion::Restart));
         w.check_history();
     }
@@ -340,7 +450,11 @@ fn unclean_primary_leaves_it_to_the_clean_member() {
     w.run_until(10_000, |w| w.primary_up(0).is_some());
     assert_eq!((w.primary_up(0), epoch(&w, 1)), (Some(1), 2));
     // It gave its old lease back, so nobody waited for it.
-    assert!((w.now - t) / MS < w.hosts[0].config.timing.promise_ms(), "{} ms", (w.now - t) / MS);
+    assert!(
+        (w.now - t) / MS < w.hosts[0].config.timing.promise_ms(),
+        "{} ms",
+        (w.now - t) / MS
+    );
 }
 
 #[test]
@@ -353,7 +467,11 @@ fn unclean_alone_waits_and_all_unclean_goes_on() {
     w.boot(2);
     w.run(10_000);
     assert_eq!(w.primary_up(0), None);
-    assert!(waiting(&w, 0).contains("it waits for n1"), "{}", waiting(&w, 0));
+    assert!(
+        waiting(&w, 0).contains("it waits for n1"),
+        "{}",
+        waiting(&w, 0)
+    );
     w.boot(1);
     w.run_until(10_000, |w| w.primary_up(0).is_some());
     w.check_history();
@@ -394,7 +512,11 @@ fn swapped_or_reverted_disk_is_not_promoted() {
         w.crash(0, false);
         w.run(10_000);
         assert_eq!(w.primary_up(0), None, "reverted {reverted}");
-        assert!(w.record(1).replica(VolumeIx(0), NodeId(1)).is_some_and(|r| r.suspect));
+        assert!(
+            w.record(1)
+                .replica(VolumeIx(0), NodeId(1))
+                .is_some_and(|r| r.suspect)
+        );
         w.boot(0);
         w.run_until(10_000, |w| w.primary_up(0) == Some(0));
     }
@@ -404,13 +526,19 @@ fn swapped_or_reverted_disk_is_not_promoted() {
 fn wiped_voter_rejoins_as_a_new_member() {
     for seed in 0..10 {
         let mut w = World::up(500 + seed);
-        let old = w.hosts[2].node.as_ref().and_then(|n| n.state().admitted.get(&NodeId(2)).copied());
+        let old = w.hosts[2]
+            .node
+            .as_ref()
+            .and_then(|n| n.state().admitted.get(&NodeId(2)).copied());
         w.crash(2, true);
         w.wipe(2);
         w.run(2000);
         w.boot(2);
         w.run_until(10_000, |w| {
-            let now = w.hosts[2].node.as_ref().and_then(|n| n.state().admitted.get(&NodeId(2)).copied());
+            let now = w.hosts[2]
+                .node
+                .as_ref()
+                .and_then(|n| n.state().admitted.get(&NodeId(2)).copied());
             now.is_some() && now != old
         });
         w.run(1000);
@@ -489,10 +617,18 @@ fn failed_disk_hands_over_without_losing_the_lease() {
     w.run(1000);
     w.disk_fails(0);
     w.run_until(3_000, |w| w.primary_up(0) == Some(1));
-    assert!(w.noted(0, |n| {
-        matches!(n, Note::SteppingDown { why: StepDownReason::DiskFailed, .. })
-    })
-    .is_some());
+    assert!(
+        w.noted(0, |n| {
+            matches!(
+                n,
+                Note::SteppingDown {
+                    why: StepDownReason::DiskFailed,
+                    ..
+                }
+            )
+        })
+        .is_some()
+    );
 }
 
 #[test]
@@ -503,12 +639,21 @@ fn orderly_stop_hands_over_and_ends() {
         let t = w.now;
         w.stop(0);
         w.run_until(5_000, |w| w.hosts[0].stopped);
-        assert_eq!(w.record(0).primary, Some(NodeId(1)), "left before it was taken: {:#?}", w.picture());
+        assert_eq!(
+            w.record(0).primary,
+            Some(NodeId(1)),
+            "left before it was taken: {:#?}",
+            w.picture()
+        );
         w.crash(0, false);
         w.run_until(5_000, |w| w.primary_up(0) == Some(1));
         // The voters may have to choose a leader first; no lease is waited for.
         let timing = w.hosts[1].config.timing;
-        assert!((w.now - t) / MS < timing.election_max_ms + 500, "{} ms", (w.now - t) / MS);
+        assert!(
+            (w.now - t) / MS < timing.election_max_ms + 500,
+            "{} ms",
+            (w.now - t) / MS
+        );
         w.check_history();
     }
 }
@@ -522,7 +667,11 @@ fn flapping_links_make_a_bounded_number_of_epochs() {
         w.heal();
         w.run(600);
     }
-    assert!(epoch(&w, 2) <= 2, "shorter than a lease costs no failover: epoch {}", epoch(&w, 2));
+    assert!(
+        epoch(&w, 2) <= 2,
+        "shorter than a lease costs no failover: epoch {}",
+        epoch(&w, 2)
+    );
     w.run_until(10_000, |w| w.primary_up(0).is_some());
     w.check_history();
 }
@@ -531,9 +680,13 @@ fn flapping_links_make_a_bounded_number_of_epochs() {
 fn several_resources_and_volumes_each_on_its_preferred_node() {
     let mut w = World::with(23, &[0, 1], 2, 2);
     w.create();
-    w.run_until(15_000, |w| w.primary_up(0) == Some(0) && w.primary_up(1) == Some(1));
+    w.run_until(15_000, |w| {
+        w.primary_up(0) == Some(0) && w.primary_up(1) == Some(1)
+    });
     w.crash(1, false);
-    w.run_until(10_000, |w| w.primary_up(0) == Some(0) && w.primary_up(1) == Some(0));
+    w.run_until(10_000, |w| {
+        w.primary_up(0) == Some(0) && w.primary_up(1) == Some(0)
+    });
     w.check_history();
 }
 
@@ -556,5 +709,8 @@ fn idle_cluster_ticks_little() {
     w.run(10_000);
     let per_second = (w.ticks - before) / 10;
     // Every message asks for a new wake-up in this world, so this counts those too.
-    assert!(per_second < 1000, "{per_second} wake-ups per second for three nodes");
+    assert!(
+        per_second < 1000,
+        "{per_second} wake-ups per second for three nodes"
+    );
 }

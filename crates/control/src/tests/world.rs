@@ -13,7 +13,11 @@ const REPLICA_TICK_MS: u64 = 100;
 #[derive(Clone, Debug)]
 enum What {
     Wake(u64),
-    Deliver { from: usize, bytes: Vec<u8>, link: u64 },
+    Deliver {
+        from: usize,
+        bytes: Vec<u8>,
+        link: u64,
+    },
     Persisted(Ticket, usize, Vec<u8>),
     Replica(ResourceIx, VolumeIx, ToControl, u64),
     Host(ResourceIx, HostStep, u64),
@@ -87,7 +91,11 @@ pub(super) fn config(me: u8, data: &[u8], resources: u16, volumes: u16) -> Confi
     Config {
         me: NodeId(me),
         nodes: (0..3)
-            .map(|i| NodeConfig { id: NodeId(i), name: format!("n{i}"), voter: true })
+            .map(|i| NodeConfig {
+                id: NodeId(i),
+                name: format!("n{i}"),
+                voter: true,
+            })
             .collect(),
         resources: (0..resources)
             .map(|r| {
@@ -96,7 +104,10 @@ pub(super) fn config(me: u8, data: &[u8], resources: u16, volumes: u16) -> Confi
                 ResourceConfig {
                     name: format!("r{r}"),
                     volumes: (0..volumes)
-                        .map(|v| VolumeConfig { name: format!("v{v}"), size_bytes: 1 << 20 })
+                        .map(|v| VolumeConfig {
+                            name: format!("v{v}"),
+                            size_bytes: 1 << 20,
+                        })
                         .collect(),
                     data_nodes: nodes,
                     unclean_promotion: UncleanPromotion::Wait,
@@ -133,7 +144,9 @@ impl World {
                     life: 0,
                     paused: false,
                     backlog: Vec::new(),
-                    replicas: (0..resources).map(|_| (0..volumes).map(fake).collect()).collect(),
+                    replicas: (0..resources)
+                        .map(|_| (0..volumes).map(fake).collect())
+                        .collect(),
                     effects: vec![BTreeSet::new(); usize::from(resources)],
                     lease: vec![None; usize::from(resources)],
                     replies: Vec::new(),
@@ -272,7 +285,12 @@ impl World {
             replica.leads = None;
             replica.generation += 1;
         }
-        let keys: Vec<_> = self.queue.iter().filter(|(_, (n, _))| *n == h).map(|(k, _)| *k).collect();
+        let keys: Vec<_> = self
+            .queue
+            .iter()
+            .filter(|(_, (n, _))| *n == h)
+            .map(|(k, _)| *k)
+            .collect();
         for key in keys {
             match self.queue.remove(&key) {
                 // A write that was under way leaves a torn slot, or nothing.
@@ -347,7 +365,9 @@ impl World {
     }
 
     pub(super) fn create(&mut self) {
-        self.run_until(30_000, |w| (0..3).all(|h| w.hosts[h].node.as_ref().is_some_and(Node::counts)));
+        self.run_until(30_000, |w| {
+            (0..3).all(|h| w.hosts[h].node.as_ref().is_some_and(Node::counts))
+        });
         let resources = self.hosts[0].config.resources.clone();
         for resource in &resources {
             let replica = |n: &NodeId| (*n, Incarnation(u64::from(n.0) + 100));
@@ -359,7 +379,10 @@ impl World {
                     replicas: resource.data_nodes.iter().map(replica).collect(),
                 })
                 .collect();
-            let request = AdminRequest::Create { resource: resource.name.clone(), volumes };
+            let request = AdminRequest::Create {
+                resource: resource.name.clone(),
+                volumes,
+            };
             let reply = self.ask(0, request, 10_000);
             assert!(matches!(reply, AdminReply::Done { .. }), "{reply:?}");
         }
@@ -375,7 +398,13 @@ impl World {
     /// Asks and waits for the answer.
     pub(super) fn ask(&mut self, h: usize, request: AdminRequest, ms: u64) -> AdminReply {
         let id = self.post(h, request);
-        let find = move |w: &Self| w.hosts[h].replies.iter().find(|(i, _)| *i == id).map(|(_, r)| r.clone());
+        let find = move |w: &Self| {
+            w.hosts[h]
+                .replies
+                .iter()
+                .find(|(i, _)| *i == id)
+                .map(|(_, r)| r.clone())
+        };
         self.run_until(ms, |w| find(w).is_some());
         find(self).expect("answered")
     }
@@ -407,12 +436,22 @@ impl World {
     }
 
     pub(super) fn record(&self, h: usize) -> &ResourceRecord {
-        &self.hosts[h].node.as_ref().expect("alive").state().resources[&ResourceIx(0)]
+        &self.hosts[h]
+            .node
+            .as_ref()
+            .expect("alive")
+            .state()
+            .resources[&ResourceIx(0)]
     }
 
     /// When a note was made last, in true time.
     pub(super) fn noted(&self, h: usize, is: impl Fn(&Note) -> bool) -> Option<u64> {
-        self.hosts[h].notes.iter().rev().find(|(_, n)| is(n)).map(|(t, _)| *t)
+        self.hosts[h]
+            .notes
+            .iter()
+            .rev()
+            .find(|(_, n)| is(n))
+            .map(|(t, _)| *t)
     }
 
     pub(super) fn run(&mut self, ms: u64) {
@@ -445,15 +484,26 @@ impl World {
                 "n{h}: {:?} {:?} {:?}\n  notes {:?}",
                 n.consensus_facts(),
                 n.resources.iter().map(|r| &r.phase).collect::<Vec<_>>(),
-                self.status(h).resources.iter().map(|r| (r.epoch, r.primary, r.generation, r.waiting.clone())).collect::<Vec<_>>(),
-                self.hosts[h].notes.iter().rev().take(12).collect::<Vec<_>>(),
+                self.status(h)
+                    .resources
+                    .iter()
+                    .map(|r| (r.epoch, r.primary, r.generation, r.waiting.clone()))
+                    .collect::<Vec<_>>(),
+                self.hosts[h]
+                    .notes
+                    .iter()
+                    .rev()
+                    .take(12)
+                    .collect::<Vec<_>>(),
             ),
         };
         (0..self.hosts.len()).map(of).collect()
     }
 
     fn step(&mut self, key: (u64, u64)) {
-        let Some((h, what)) = self.queue.remove(&key) else { return };
+        let Some((h, what)) = self.queue.remove(&key) else {
+            return;
+        };
         self.now = self.now.max(key.0);
         self.fencers();
         self.happen(h, what);
@@ -487,12 +537,25 @@ impl World {
     }
 
     pub(super) fn stall(&mut self, h: usize, stalled: bool) {
-        self.event(h, Event::DiskStalled { resource: ResourceIx(0), stalled });
+        self.event(
+            h,
+            Event::DiskStalled {
+                resource: ResourceIx(0),
+                stalled,
+            },
+        );
     }
 
     pub(super) fn disk_fails(&mut self, h: usize) {
         let (resource, volume) = (ResourceIx(0), VolumeIx(0));
-        self.event(h, Event::Replica { resource, volume, msg: ToControl::DiskFailed });
+        self.event(
+            h,
+            Event::Replica {
+                resource,
+                volume,
+                msg: ToControl::DiskFailed,
+            },
+        );
     }
 
     fn happen(&mut self, h: usize, what: What) {
@@ -525,7 +588,13 @@ impl World {
                 let life = self.link_life.get(&(from, h)).copied().unwrap_or(0);
                 if link == life && !self.cut.contains(&(from, h)) {
                     let msg = Message::decode(&bytes).expect("decodes");
-                    self.event(h, Event::Message { from: NodeId(from as u8), msg });
+                    self.event(
+                        h,
+                        Event::Message {
+                            from: NodeId(from as u8),
+                            msg,
+                        },
+                    );
                 }
             }
             What::Persisted(ticket, slot, bytes) => {
@@ -536,16 +605,26 @@ impl World {
                 let replica =
                     &self.hosts[h].replicas[usize::from(resource.0)][usize::from(volume.0)];
                 if replica.generation == life {
-                    self.event(h, Event::Replica { resource, volume, msg });
+                    self.event(
+                        h,
+                        Event::Replica {
+                            resource,
+                            volume,
+                            msg,
+                        },
+                    );
                 }
             }
             What::Host(resource, step, life) => {
                 if life != self.hosts[h].life {
                     return;
                 }
+                let local = self.local(h);
                 let host = &mut self.hosts[h];
+                let lease = host.lease[usize::from(resource.0)];
                 let effects = &mut host.effects[usize::from(resource.0)];
-                let failed = host.step_fails == Some(step);
+                let late = step <= HostStep::AddVips && lease.is_none_or(|l| local >= l);
+                let failed = late || host.step_fails == Some(step);
                 let ends = match step {
                     HostStep::RemoveVips { .. } => Some(HostStep::AddVips),
                     HostStep::StopServices { .. } => Some(HostStep::StartServices),
@@ -564,11 +643,25 @@ impl World {
                         Ok(())
                     }
                 };
-                self.event(h, Event::HostDone { resource, step, result });
+                self.event(
+                    h,
+                    Event::HostDone {
+                        resource,
+                        step,
+                        result,
+                    },
+                );
             }
             What::Link(other, up) => {
                 let node = NodeId(other as u8);
-                self.event(h, if up { Event::LinkUp { node } } else { Event::LinkDown { node } });
+                self.event(
+                    h,
+                    if up {
+                        Event::LinkUp { node }
+                    } else {
+                        Event::LinkDown { node }
+                    },
+                );
             }
             What::ReplicaTick => {}
         }
@@ -588,14 +681,28 @@ impl World {
                     let bytes = msg.encode().expect("encodes");
                     let link = self.link_life.get(&(h, to)).copied().unwrap_or(0);
                     for _ in 0..=u64::from(self.loss_percent > 0 && self.rng.between(0, 19) == 0) {
-                        if self.cut.contains(&(h, to)) || self.rng.between(0, 99) < self.loss_percent {
+                        if self.cut.contains(&(h, to))
+                            || self.rng.between(0, 99) < self.loss_percent
+                        {
                             continue;
                         }
                         let at = self.now + self.rng.between(self.delay.0 * MS, self.delay.1 * MS);
-                        self.push(at, to, What::Deliver { from: h, bytes: bytes.clone(), link });
+                        self.push(
+                            at,
+                            to,
+                            What::Deliver {
+                                from: h,
+                                bytes: bytes.clone(),
+                                link,
+                            },
+                        );
                     }
                 }
-                Action::Replica { resource, volume, msg } => {
+                Action::Replica {
+                    resource,
+                    volume,
+                    msg,
+                } => {
                     self.replica(h, usize::from(resource.0), usize::from(volume.0), msg);
                 }
                 Action::Host { resource, step } => {
@@ -633,7 +740,11 @@ impl World {
         match msg {
             FromControl::View(view) => replica.view = Some(view),
             FromControl::Promise { epoch } => {
-                assert!(epoch > replica.promised, "{epoch} after {}", replica.promised);
+                assert!(
+                    epoch > replica.promised,
+                    "{epoch} after {}",
+                    replica.promised
+                );
                 replica.stood = Some(epoch);
                 replica.promised = epoch;
                 self.later_replica(h, r, v, ToControl::Promised { epoch }, 10);
@@ -664,7 +775,9 @@ impl World {
                 replica.stopped = true;
                 self.later_replica(h, r, v, ToControl::Stopped, 10);
             }
-            FromControl::Lease { .. } | FromControl::Invalidate { .. } | FromControl::Verify { .. } => {}
+            FromControl::Lease { .. }
+            | FromControl::Invalidate { .. }
+            | FromControl::Verify { .. } => {}
         }
     }
 
@@ -677,7 +790,9 @@ impl World {
             for r in 0..self.hosts[h].replicas.len() {
                 for v in 0..self.hosts[h].replicas[r].len() {
                     let replica = &self.hosts[h].replicas[r][v];
-                    let (Some(epoch), Some(view)) = (replica.leads, replica.view) else { continue };
+                    let (Some(epoch), Some(view)) = (replica.leads, replica.view) else {
+                        continue;
+                    };
                     if view.epoch != epoch || replica.held {
                         continue;
                     }
@@ -706,8 +821,16 @@ impl World {
                         };
                         let generation = view.generation;
                         let other = &self.hosts[p].replicas[r][v];
-                        let life = there.then_some((Incarnation(other.incarnation), Run(other.run)));
-                        let msg = ToControl::ProposeSet { epoch, generation, in_sync, peer, life, why };
+                        let life =
+                            there.then_some((Incarnation(other.incarnation), Run(other.run)));
+                        let msg = ToControl::ProposeSet {
+                            epoch,
+                            generation,
+                            in_sync,
+                            peer,
+                            life,
+                            why,
+                        };
                         self.later_replica(h, r, v, msg, 5);
                     }
                 }
@@ -717,24 +840,39 @@ impl World {
 
     fn check(&mut self) {
         for h in 0..self.hosts.len() {
-            let Some(node) = &self.hosts[h].node else { continue };
+            let Some(node) = &self.hosts[h].node else {
+                continue;
+            };
             let (term, leads, _) = node.consensus_facts();
             if leads {
                 let leader = *self.leaders.entry(term).or_insert(h);
                 assert_eq!(leader, h, "two leaders in term {term}");
             }
             for (ix, record) in &node.state().resources {
-                let fact =
-                    (record.epoch, record.primary, record.volumes.iter().map(|v| v.in_sync).collect());
+                let fact = (
+                    record.epoch,
+                    record.primary,
+                    record.volumes.iter().map(|v| v.in_sync).collect(),
+                );
                 let forced = record.history.back().is_some_and(|e| {
-                    matches!(e.change, Change::Primary { why: state::Promotion::Forced { .. }, .. })
+                    matches!(
+                        e.change,
+                        Change::Primary {
+                            why: state::Promotion::Forced { .. },
+                            ..
+                        }
+                    )
                 });
                 if forced {
                     self.forced.insert((*ix, record.generation));
                 }
                 let key = (*ix, record.generation);
                 let known = self.facts.entry(key).or_insert_with(|| fact.clone());
-                assert_eq!(*known, fact, "generation {} differs on n{h}", record.generation);
+                assert_eq!(
+                    *known, fact,
+                    "generation {} differs on n{h}",
+                    record.generation
+                );
                 if let Some(primary) = record.primary {
                     let known = *self.primaries.entry((*ix, record.epoch)).or_insert(primary);
                     assert_eq!(known, primary, "two primaries of epoch {}", record.epoch);
@@ -742,13 +880,22 @@ impl World {
             }
         }
         for r in 0..self.hosts[0].effects.len() {
-            let with_effects: Vec<_> =
-                (0..self.hosts.len()).filter(|&h| !self.hosts[h].effects[r].is_empty()).collect();
-            assert!(with_effects.len() <= 1, "effects of r{r} on {with_effects:?} {:#?}", self.picture());
+            let with_effects: Vec<_> = (0..self.hosts.len())
+                .filter(|&h| !self.hosts[h].effects[r].is_empty())
+                .collect();
+            assert!(
+                with_effects.len() <= 1,
+                "effects of r{r} on {with_effects:?} {:#?}",
+                self.picture()
+            );
             let leased: Vec<_> = (0..self.hosts.len())
                 .filter(|&h| self.hosts[h].lease[r].is_some_and(|l| self.local(h) < l))
                 .collect();
-            assert!(leased.len() <= 1, "leases of r{r} on {leased:?} {:#?}", self.picture());
+            assert!(
+                leased.len() <= 1,
+                "leases of r{r} on {leased:?} {:#?}",
+                self.picture()
+            );
         }
     }
 
@@ -763,7 +910,10 @@ impl World {
                 if next && fact.0 > old.0 && !self.forced.contains(&(*ix, *generation)) {
                     assert_eq!(fact.0, old.0.next());
                     let primary = fact.1.expect("a new epoch has a primary");
-                    assert!(old.2.iter().all(|set| set.has(primary)), "{primary} was no member");
+                    assert!(
+                        old.2.iter().all(|set| set.has(primary)),
+                        "{primary} was no member"
+                    );
                     assert_eq!(fact.2, old.2, "a takeover leaves the sets alone");
                 }
             }

@@ -1,0 +1,214 @@
+//! The replicas on this node: what they say, what they are told.
+
+use super::*;
+
+impl Node {
+    pub(crate) fn on_replica(
+        &mut self,
+        now: Now,
+        resource: ResourceIx,
+        volume: VolumeIx,
+        msg: ToControl,
+    ) {
+        let ix = usize::from(resource.0);
+        let v = usize::from(volume.0);
+        if self.resources.get(ix).is_none_or(|r| v >= r.locals.len()) {
+            return;
+        }
+        match msg {
+            ToControl::Started {
+                incarnation,
+                run,
+                unclean,
+                disk,
+                promised,
+                ..
+            } => {
+                let local = &mut self.resources[ix].locals[v];
+                let again = local.started.is_some_and(|s| s.run != run);
+                let started = Some(Started {
+                    incarnation,
+                    run,
+                    unclean,
+                    promised,
+                    disk,
+                });
+                *local = Local {
+                    started,
+                    seen_at: now,
+                    ..Local::default()
+                };
+                if again {
+                    self.replica_restarted(now, ix);
+                }
+            }
+            ToControl::Promised { epoch } => {
+                let beat = self.config.timing.lease_ms;
+                if let Phase::Promising { stand, waiting, .. } = &mut self.resources[ix].phase
+                    && stand.epoch == epoch
+                {
+                    waiting.remove(&volume);
+                    if waiting.is_empty() {
+                        let stand = *stand;
+                        let until = now.plus_ms(beat);
+                        self.resources[ix].phase = Phase::Fencing {
+                            stand,
+                            fenced: NodeSet::EMPTY,
+                            again: now,
+                            until,
+                        };
+                    }
+                }
+            }
+            ToControl::ProposeSet {
+                epoch,
+                generation,
+                in_sync,
+                peer,
+                life,
+                why,
+            } => {
+                if self.resources[ix].holding() == Some(epoch) {
+                    self.propose(
+                        now,
+                        Command::SetChange {
+                            resource,
+                            volume,
+                            generation,
+                            epoch,
+                            in_sync,
+                            peer,
+                            life,
+                            why,
+                        },
+                    );
+                }
+            }
+            ToControl::Opened { epoch } => {
+                if let Phase::Leading {
+                    epoch: mine,
+                    waiting,
+                    ..
+                } = &mut self.resources[ix].phase
+                    && *mine == epoch
+                    && waiting.remove(&volume)
+                    && waiting.is_empty()
+                {
+                    self.note(Note::Opened { resource, epoch });
+                }
+            }
+            ToControl::Drained { epoch } => {
+                if let Phase::Draining { stop, waiting, .. } = &mut self.resources[ix].phase
+                    && stop.epoch == epoch
+                {
+                    waiting.remove(&volume);
+                    if waiting.is_empty() {
+                        let stop = *stop;
+                        self.finish_stop(now, ix, stop);
+                    }
+                }
+            }
+            ToControl::Deposed { epoch } => {
+                if let Some(mine) = self.resources[ix].holding()
+                    && epoch > mine
+                {
+                    self.stop(now, ix, mine, StepDownReason::Deposed, true);
+                }
+            }
+            ToControl::DiskFailed => self.resources[ix].locals[v].failed = true,
+            ToControl::Stopped => self.resources[ix].locals[v].stopped = true,
+        }
+    }
+
+    pub(super) fn replica_restarted(&mut self, now: Now, ix: usize) {
+        if let Some(epoch) = self.resources[ix].holding() {
+            self.stop(now, ix, epoch, StepDownReason::Restarted, true);
+            return;
+        }
+        match &mut self.resources[ix].phase {
+            Phase::Proposing { stand, .. } => stand.broken = true,
+            Phase::Promising { stand, .. } | Phase::Fencing { stand, .. } => {
+                let stand = *stand;
+                self.withdraw(now, ix, stand);
+            }
+            _ => {}
+        }
+    }
+
+    /// Every replica knows the latest record.
+    pub(super) fn drive_views(&mut self, ix: usize, record: &ResourceRecord) {
+        for v in 0..self.resources[ix].locals.len() {
+            let local = &mut self.resources[ix].locals[v];
+            if local.started.is_none() || local.view_sent == Some(record.generation) {
+                continue;
+            }
+            local.view_sent = Some(record.generation);
+            if let Some(view) = record.view(VolumeIx(v as u16)) {
+                self.tell_one(ix, v, FromControl::View(view));
+            }
+        }
+    }
+
+    /// The record knows the run of every replica here.
+    pub(super) fn drive_seen(&mut self, now: Now, ix: usize, record: &ResourceRecord) {
+        let node = self.me();
+        for v in 0..self.resources[ix].locals.len() {
+            let volume = VolumeIx(v as u16);
+            let local = &self.resources[ix].locals[v];
+            let (Some(started), Some(replica)) = (local.started, record.replica(volume, node))
+            else {
+                continue;
+            };
+            if (started.incarnation, started.run) == (replica.incarnation, replica.run) {
+                // Recording this run has moved the generation past any proposal of the former life,
+                // so a promise that it made and nobody won is definitely dead (rule 1).
+                let recall = !local.recalled && started.promised > record.epoch;
+                self.resources[ix].locals[v].recalled = true;
+                if recall {
+                    self.tell_one(
+                        ix,
+                        v,
+                        FromControl::Withdraw {
+                            epoch: started.promised,
+                        },
+                    );
+                }
+                continue;
+            }
+            if now >= local.seen_at {
+                let at = now.plus_ms(self.config.timing.heartbeat_ms);
+                self.resources[ix].locals[v].seen_at = at;
+                self.propose(
+                    now,
+                    Command::ReplicaSeen {
+                        resource: ResourceIx(ix as u16),
+                        volume,
+                        node,
+                        expect: (replica.incarnation, replica.run),
+                        incarnation: started.incarnation,
+                        run: started.run,
+                        unclean: started.unclean,
+                        outdated: started.disk == DiskState::Outdated,
+                    },
+                );
+            }
+            let at = self.resources[ix].locals[v].seen_at;
+            self.wake(at);
+        }
+    }
+
+    /// The daemon stops: when nothing is served any more, the replicas stop.
+    pub(super) fn drive_shutdown(&mut self, ix: usize) {
+        let r = &self.resources[ix];
+        if !self.shutting_down || r.phase != Phase::Secondary || r.handed.is_some() {
+            return;
+        }
+        for v in 0..self.resources[ix].locals.len() {
+            let local = &mut self.resources[ix].locals[v];
+            if local.started.is_some() && !local.stop_sent {
+                local.stop_sent = true;
+                self.tell_one(ix, v, FromControl::Stop);
+            }
+        }
+    }
+}

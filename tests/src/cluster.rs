@@ -138,7 +138,7 @@ impl Cluster {
     pub(crate) fn node_command(&self, node: &str) -> Result<Command> {
         let mut command = Command::new(holdfast()?);
         command
-            .args(["node", "--name", node, "--config"])
+            .args(["node", "--allow-faults", "--name", node, "--config"])
             .arg(self.config());
         Ok(command)
     }

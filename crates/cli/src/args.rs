@@ -127,6 +127,12 @@ pub(crate) struct NodeArgs {
     /// For tests: faults of the local store
     #[arg(long, value_name = "PLAN", hide = true)]
     pub(crate) fault_plan: Option<String>,
+    /// For tests: takes the place of the machine's boot id
+    #[arg(long, value_name = "NUMBER", hide = true)]
+    pub(crate) boot_id: Option<u128>,
+    /// For tests: faults may be asked for at the API socket
+    #[arg(long, hide = true)]
+    pub(crate) allow_faults: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -2,6 +2,7 @@
 
 use crate::args::NodeArgs;
 use crate::failure::Failure;
+use holdfast_config::Config;
 use holdfast_node::NodeOptions;
 use tracing_subscriber::EnvFilter;
 
@@ -14,17 +15,21 @@ pub(super) fn run(args: NodeArgs) -> Result<(), Failure> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    // Refused here and not in the daemon, so that a bad configuration has its own exit status.
-    holdfast_config::Config::load(&args.config)?;
-    let NodeArgs {
-        config,
-        name,
-        state_dir,
-        fault_plan,
-    } = args;
-    Ok(holdfast_node::run(NodeOptions {
-        state_dir,
-        fault_plan,
-        ..NodeOptions::new(config, name)
-    })?)
+    // Refused here and not in the daemon, so that a mistake has its own exit status.
+    let config = Config::load(&args.config)?;
+    if config.node(&args.name).is_none() {
+        let names: Vec<&str> = config.nodes.iter().map(|n| n.name.as_str()).collect();
+        return Err(Failure::Usage {
+            message: format!("{} has no node `{}`", args.config.display(), args.name),
+            fix: format!("one of {}", names.join(", ")),
+        });
+    }
+    let options = NodeOptions {
+        state_dir: args.state_dir,
+        fault_plan: args.fault_plan,
+        boot_id: args.boot_id,
+        allow_faults: args.allow_faults,
+        ..NodeOptions::new(args.config, args.name)
+    };
+    Ok(holdfast_node::run(options)?)
 }

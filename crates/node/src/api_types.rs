@@ -71,6 +71,12 @@ pub enum Request {
     },
     /// Who was primary when, and why it changed. Answered by [`Answer::History`].
     History,
+    /// What happened on the asked node lately, with times. Answered by [`Answer::Timeline`].
+    Timeline {
+        /// Only entries with a higher number than this.
+        #[serde(default)]
+        after: u64,
+    },
     /// For tests: drop all traffic with the other nodes while on.
     Isolate {
         /// On or off.
@@ -128,6 +134,8 @@ pub enum Answer {
     },
     /// To [`Request::History`], oldest first.
     History(Vec<HistoryLine>),
+    /// To [`Request::Timeline`], oldest first.
+    Timeline(Vec<TimelineEntry>),
 }
 
 /// Differing ranges reported by one verify at the most.
@@ -372,4 +380,21 @@ pub struct HistoryLine {
     pub epoch: Epoch,
     /// What changed and why, in a sentence.
     pub what: String,
+}
+
+/// One thing that happened on a node since its daemon started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineEntry {
+    /// Counts up from 1.
+    pub number: u64,
+    /// When, on CLOCK_BOOTTIME, in nanoseconds: comparable between daemons of one machine.
+    pub at_ns: u64,
+    /// When, in milliseconds since 1970, for people.
+    pub wall_ms: u64,
+    /// The resource; empty for the node itself.
+    pub resource: String,
+    /// A fixed word, for programs.
+    pub kind: String,
+    /// A sentence, for people.
+    pub text: String,
 }

@@ -44,6 +44,7 @@ pub(super) async fn perform(cx: &Context, request: Request, client: &ToClient) -
             let status = control_status(cx).await?;
             Ok(types::Answer::History(status::history(cx, &status)))
         }
+        Request::Timeline { after } => Ok(types::Answer::Timeline(timeline(cx, after))),
         Request::Promote { resource, force } => {
             known(cx, &resource)?;
             let ask = AdminRequest::Promote {
@@ -139,6 +140,21 @@ pub(super) async fn perform(cx: &Context, request: Request, client: &ToClient) -
             done("the daemon stops")
         }
     }
+}
+
+fn timeline(cx: &Context, after: u64) -> Vec<types::TimelineEntry> {
+    cx.timeline
+        .since(after)
+        .into_iter()
+        .map(|e| types::TimelineEntry {
+            number: e.number,
+            at_ns: e.at.0,
+            wall_ms: e.wall_ms,
+            resource: e.resource,
+            kind: e.kind.to_owned(),
+            text: e.text,
+        })
+        .collect()
 }
 
 async fn isolate(cx: &Context, on: bool) -> Told {

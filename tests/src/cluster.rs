@@ -171,6 +171,7 @@ impl Cluster {
 
     /// Creates the resource and waits until it is served with both copies in sync.
     pub(crate) fn create(&self) -> Result<()> {
+        self.wait_for("alpha", "quorum")?;
         self.ok("alpha", &["create", RESOURCE])?;
         self.wait_for("alpha", "primary")?;
         self.wait_for("alpha", "synced")

@@ -198,6 +198,8 @@ pub(crate) struct WaitArgs {
 /// What `wait` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WaitFor {
+    /// This node hears a majority of voters, and the control plane acts
+    Quorum,
     /// Some node serves it, with mounts, services and addresses up
     Primary,
     /// This node serves it, with everything up

@@ -4,6 +4,7 @@ use crate::args::NodeArgs;
 use crate::failure::Failure;
 use holdfast_config::Config;
 use holdfast_node::NodeOptions;
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 /// Environment variable that says what is logged.
@@ -14,6 +15,7 @@ pub(super) fn run(args: NodeArgs) -> Result<(), Failure> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     // Refused here and not in the daemon, so that a mistake has its own exit status.
     let config = Config::load(&args.config)?;

@@ -59,6 +59,14 @@ fn missing(
             .any(|n| n.node == node && n.phase == Phase::Primary)
     };
     match condition {
+        WaitFor::Quorum if status.quorum && status.leader.is_some() => None,
+        WaitFor::Quorum => {
+            let why = status
+                .why
+                .first()
+                .map_or("no majority is heard", String::as_str);
+            Some(plain(why.to_owned()))
+        }
         WaitFor::Primary if resource.nodes.iter().any(|n| n.phase == Phase::Primary) => None,
         WaitFor::Primary => Some(because(resource, "no node serves it yet")),
         WaitFor::Here if up(&status.node) || resource.here == Some(Phase::Primary) => None,

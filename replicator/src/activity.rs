@@ -45,6 +45,8 @@ pub(crate) struct ActivityLog<T> {
     extents: BTreeMap<u32, Slot>,
     waiting: VecDeque<(T, Vec<u32>)>,
     turn: Turn,
+    /// A write to extents in the log may pass one that waits for a transaction.
+    passing: bool,
     number: u64,
     clock: u64,
     /// Transactions asked for since the start.
@@ -63,6 +65,7 @@ impl<T: Copy> ActivityLog<T> {
             extents: BTreeMap::new(),
             waiting: VecDeque::new(),
             turn: Turn::Idle,
+            passing: false,
             number,
             clock: 0,
             writes: 0,
@@ -72,6 +75,11 @@ impl<T: Copy> ActivityLog<T> {
     /// Number of the last transaction asked for.
     pub(crate) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// For a primary: see `may_pass`.
+    pub(crate) fn set_passing(&mut self, passing: bool) {
+        self.passing = passing;
     }
 
     /// How many extents may have users at once; never fewer than the largest request needs.
@@ -115,9 +123,10 @@ impl<T: Copy> ActivityLog<T> {
     }
 
     /// Asks for the extents under `range`. True: granted, until [`Self::release`]. False: `who` comes back later.
-    pub(crate) fn acquire(&mut self, who: T, range: BlockRange) -> bool {
-        let extents = self.extents_of(range);
-        if self.fits(&extents) {
+    /// `None` asks for no extent, only for its turn.
+    pub(crate) fn acquire(&mut self, who: T, range: Option<BlockRange>) -> bool {
+        let extents = range.map_or_else(Vec::new, |r| self.extents_of(r));
+        if self.may_pass() && self.fits(&extents) {
             self.take(&extents);
             return true;
         }
@@ -148,13 +157,19 @@ impl<T: Copy> ActivityLog<T> {
         self.waiting.clear();
     }
 
+    /// May somebody be granted before those who wait? On a primary, while a transaction for them is under way;
+    /// never on a secondary: a write that passed an earlier one could hold the slots that one needs, and could
+    /// not be closed before it (rule 30).
+    fn may_pass(&self) -> bool {
+        self.waiting.is_empty() || (self.passing && self.turn != Turn::Idle)
+    }
+
     fn grant(&mut self) -> Vec<T> {
         let mut granted = Vec::new();
         let mut still = VecDeque::new();
         for (who, extents) in std::mem::take(&mut self.waiting) {
-            // In order of arrival among those that contend for the limit, but a write to hot extents
-            // need not wait for one that needs a transaction.
-            if self.fits(&extents) {
+            let first = still.is_empty() || (self.passing && self.turn != Turn::Idle);
+            if first && self.fits(&extents) {
                 self.take(&extents);
                 granted.push(who);
             } else {
@@ -308,7 +323,7 @@ mod tests {
     #[test]
     fn a_cold_extent_waits_for_its_transaction_and_a_hot_one_does_not() {
         let mut log = log(4);
-        assert!(!log.acquire(1, blocks(0, 1)));
+        assert!(!log.acquire(1, Some(blocks(0, 1))));
         assert_eq!(
             log.step(),
             Some(Step::Write {
@@ -316,9 +331,9 @@ mod tests {
                 active: vec![0]
             })
         );
-        assert!(!log.acquire(2, blocks(1, 1)), "not durable yet");
-        assert_eq!(log.written(), vec![1, 2]);
-        assert!(log.acquire(3, blocks(2, 2)));
+        assert!(!log.acquire(2, Some(blocks(1, 1))), "not durable yet");
+        assert_eq!(log.written(), vec![1, 2], "in the order they came");
+        assert!(log.acquire(3, Some(blocks(2, 2))));
         assert_eq!(log.step(), None);
     }
 
@@ -326,7 +341,7 @@ mod tests {
     fn eviction_traces_first_and_never_takes_an_extent_in_use() {
         let mut log = log(4);
         for e in 0..4 {
-            assert!(!log.acquire(e, blocks(u64::from(e) * 4, 1)));
+            assert!(!log.acquire(e, Some(blocks(u64::from(e) * 4, 1))));
         }
         assert_eq!(
             log.step(),
@@ -336,13 +351,13 @@ mod tests {
             })
         );
         assert_eq!(log.written(), vec![0, 1, 2, 3]);
-        assert!(!log.acquire(9, blocks(40, 1)));
+        assert!(!log.acquire(9, Some(blocks(40, 1))));
         assert_eq!(log.step(), None);
         assert!(log.starved());
         assert!(log.release(blocks(4, 1)).is_empty());
         assert_eq!(log.step(), Some(Step::Evict(vec![1])));
         assert!(
-            !log.acquire(10, blocks(4, 1)),
+            !log.acquire(10, Some(blocks(4, 1))),
             "leaving: must be named again"
         );
         assert_eq!(
@@ -361,7 +376,7 @@ mod tests {
         let mut log = log(8);
         log.set_limit(2);
         for e in 0..3 {
-            assert!(!log.acquire(e, blocks(u64::from(e) * 4, 1)));
+            assert!(!log.acquire(e, Some(blocks(u64::from(e) * 4, 1))));
         }
         assert_eq!(
             log.step(),

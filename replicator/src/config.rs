@@ -10,6 +10,10 @@ pub const PIECE_BLOCKS_MAX: u64 = 256;
 pub const JOB_BLOCKS_MAX: u64 = 64;
 /// Resync, reconcile and verify jobs in flight at once.
 pub const JOBS_MAX: usize = 8;
+/// Writes a syncing replica may leave unanswered; further ones are not sent to it but left to resync.
+pub const LAG_MAX: usize = 512;
+/// Writes a syncing replica may have unanswered when it begins to count.
+pub const CUT_LAG_MAX: usize = 64;
 /// Settled writes after which a close is sent at once rather than by timer.
 pub const CLOSE_EVERY: u32 = 32;
 

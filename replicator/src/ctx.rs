@@ -520,7 +520,7 @@ impl Ctx {
     // ---- activity log
 
     /// Asks for the extents under `range`; false: a [`Wake::Log`] comes.
-    pub(crate) fn acquire(&mut self, user: LogUser, range: BlockRange) -> bool {
+    pub(crate) fn acquire(&mut self, user: LogUser, range: Option<BlockRange>) -> bool {
         let granted = self.log.acquire(user, range);
         if !granted {
             self.pump_log();

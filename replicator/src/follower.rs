@@ -59,7 +59,8 @@ struct Recv {
     stamp: Stamp,
     what: What,
     range: BlockRange,
-    lock: LockId,
+    mode: Mode,
+    lock: Option<LockId>,
     on_disk: bool,
 }
 
@@ -148,14 +149,23 @@ impl Follower {
             .collect();
         for id in dropped {
             let recv = self.recv.remove(&id).expect("listed");
-            if let What::Write { seq, .. } = recv.what
-                && self.open.get(&seq).is_some_and(|o| !o.applied && !o.logged)
-            {
-                // Never on this disk. Whoever has it reports it; a primary that lives sends it again.
-                self.open.remove(&seq);
+            match recv.what {
+                What::Write { seq, .. } => {
+                    if self.open.get(&seq).is_some_and(|o| !o.applied) {
+                        // Never on this disk. Whoever has it reports it; a primary that lives sends it again.
+                        let open = self.open.remove(&seq).expect("just seen");
+                        if open.logged {
+                            ctx.release(open.range);
+                        }
+                    }
+                }
+                What::Resync { .. } if recv.lock.is_some() => ctx.release(recv.range),
+                What::Resync { .. } | What::Hash { .. } => {}
             }
-            // Locks go without waking anybody: those behind are dropped too, or on disk already.
-            let _ = self.locks.release(recv.lock);
+            if let Some(lock) = recv.lock {
+                // Without waking anybody: those behind are dropped too, or on disk already.
+                let _ = self.locks.release(lock);
+            }
         }
     }
 
@@ -205,13 +215,29 @@ impl Follower {
 
     /// The control plane asks for a promise.
     pub(crate) fn promise(&mut self, ctx: &mut Ctx, epoch: Epoch) {
-        if epoch < ctx.superblock.promised {
-            return; // the control plane hears of the newer epoch by itself
+        let attached = self.session.map(|(_, s)| s.epoch);
+        let attaching = self.attaching.as_ref().map(|(_, a, _)| a.stamp.epoch);
+        let newest = attached.max(attaching).unwrap_or(Epoch(0));
+        if epoch < ctx.superblock.promised || epoch <= newest {
+            // Somebody leads that epoch, or a newer one, already; the control plane has not heard of it yet.
+            ctx.control(ToControl::Deposed {
+                epoch: newest.max(ctx.superblock.promised),
+            });
+            return;
         }
         if ctx.planted(Planted::PromiseUnstored) {
             ctx.superblock.promised = epoch;
             ctx.control(ToControl::Promised { epoch });
             return;
+        }
+        if let Some((peer, _)) = self.session {
+            // It shall know that it is not answered any more, and attach anew should the promise be taken back.
+            ctx.send(
+                peer,
+                Frame::Refuse {
+                    why: Refusal::Promised(epoch),
+                },
+            );
         }
         self.end_session(ctx);
         self.promising = Some((epoch, false));
@@ -418,40 +444,51 @@ impl Follower {
         );
     }
 
+    /// Takes a frame in: first its turn and its extents in the activity log, in order of arrival, then the range
+    /// lock. So a frame that holds slots waits only for earlier ones, which hold theirs (rule 30).
     fn receive(&mut self, ctx: &mut Ctx, stamp: Stamp, range: BlockRange, mode: Mode, what: What) {
         let id = RecvId(self.next_recv);
         self.next_recv += 1;
-        let (lock, granted) = self.locks.acquire(id, range, mode);
+        let extents = match what {
+            What::Hash { .. } => None,
+            // Sent again: the first one holds the extents still.
+            What::Write { seq, .. } => {
+                (!self.open.get(&seq).is_some_and(|o| o.logged)).then_some(range)
+            }
+            What::Resync { .. } => Some(range),
+        };
         self.recv.insert(
             id,
             Recv {
                 stamp,
                 what,
                 range,
-                lock,
+                mode,
+                lock: None,
                 on_disk: false,
             },
         );
-        if granted {
-            self.locked(ctx, id);
-        }
-    }
-
-    /// The range is this frame's: get the extents, then the disk.
-    fn locked(&mut self, ctx: &mut Ctx, id: RecvId) {
-        let Some(recv) = self.recv.get(&id) else {
-            return;
-        };
-        let logged = match recv.what {
-            What::Hash { .. } => true,
-            // Sent again: the first one holds the extents still.
-            What::Write { seq, .. } => self.open.get(&seq).is_some_and(|o| o.logged),
-            What::Resync { .. } => false,
-        };
-        if logged || ctx.acquire(LogUser::Recv(id), recv.range) {
+        if ctx.acquire(LogUser::Recv(id), extents) {
             self.logged(ctx, id);
         } else {
             self.ask_close(ctx);
+        }
+    }
+
+    /// The extents are durable in the log: get the range.
+    pub(crate) fn logged(&mut self, ctx: &mut Ctx, id: RecvId) {
+        let Some(recv) = self.recv.get_mut(&id) else {
+            return;
+        };
+        if let What::Write { seq, .. } = recv.what
+            && let Some(open) = self.open.get_mut(&seq)
+        {
+            open.logged = true;
+        }
+        let (lock, granted) = self.locks.acquire(id, recv.range, recv.mode);
+        recv.lock = Some(lock);
+        if granted {
+            self.locked(ctx, id);
         }
     }
 
@@ -466,23 +503,18 @@ impl Follower {
         }
     }
 
-    /// The extents are durable: to the disk.
-    pub(crate) fn logged(&mut self, ctx: &mut Ctx, id: RecvId) {
+    /// The range is this frame's: to the disk.
+    fn locked(&mut self, ctx: &mut Ctx, id: RecvId) {
         let Some(recv) = self.recv.get_mut(&id) else {
             return;
         };
         recv.on_disk = true;
         let range = recv.range;
         let (io, op) = match &recv.what {
-            What::Write { seq, fua, data } => {
-                if let Some(open) = self.open.get_mut(seq) {
-                    open.logged = true;
-                }
-                (
-                    RoleIo::RecvWrite(id),
-                    ctx.write_op(range, data.clone(), *fua),
-                )
-            }
+            What::Write { fua, data, .. } => (
+                RoleIo::RecvWrite(id),
+                ctx.write_op(range, data.clone(), *fua),
+            ),
             What::Resync { data, .. } => (
                 RoleIo::RecvWrite(id),
                 ctx.write_op(range, data.clone(), false),
@@ -538,8 +570,10 @@ impl Follower {
         {
             ctx.send(peer, answer);
         }
-        for next in self.locks.release(recv.lock) {
-            self.locked(ctx, next);
+        if let Some(lock) = recv.lock {
+            for next in self.locks.release(lock) {
+                self.locked(ctx, next);
+            }
         }
         self.pump_barriers(ctx);
     }
@@ -568,6 +602,12 @@ impl Follower {
             open.closed = true;
             // Before the extents can go: whoever does not hold it gets bits.
             ctx.bits.mark(ctx.others().minus(set), open.range);
+            if set.has(ctx.me()) {
+                // These blocks are equal on all of the set; a later write of them is open by itself.
+                for node in ctx.others().and(set).iter() {
+                    ctx.bits.clear(node, open.range);
+                }
+            }
             self.retire(ctx, seq);
         }
         self.ask_close(ctx);

@@ -8,6 +8,7 @@
 //! 4. its dirty bitmap is empty: the proposal. Until its outcome is known the peer counts.
 
 use super::{Phase, Primary};
+use crate::config::CUT_LAG_MAX;
 use crate::ctx::Ctx;
 use crate::{Note, SetChange};
 use holdfast_types::{BlockRange, Incarnation, NodeId, NodeSet, Run};
@@ -53,7 +54,10 @@ impl Primary {
                 .members(ctx)
                 .iter()
                 .any(|m| !ctx.bits.dirty(m).is_empty());
-        let Some(session) = self.attached_session(peer).filter(|_| ready) else {
+        let session = self
+            .attached_session(peer)
+            .filter(|s| ready && s.unanswered.len() <= CUT_LAG_MAX);
+        let Some(session) = session else {
             return;
         };
         let (stamp, life) = (session.stamp, session.life);

@@ -77,7 +77,7 @@ impl Primary {
                 .values()
                 .filter(|j| j.kind == Kind::Resync(peer))
                 .map(|j| j.range);
-            let write = session.unanswered.values().copied();
+            let write = session.unanswered.values().map(|s| s.range);
             job.chain(write)
                 .filter(|b| b.overlaps(range))
                 .map(|b| (b.first, b.end()))
@@ -158,6 +158,9 @@ impl Primary {
                 .all(|m| ctx.bits.dirty(m).is_empty())
         {
             self.reconciled_noted = true;
+            for peer in self.members(ctx).iter() {
+                self.confirm_members(ctx, peer);
+            }
             ctx.note(Note::Reconciled {
                 blocks: self.doubted,
             });
@@ -234,7 +237,7 @@ impl Primary {
                 let on_its_way = self
                     .sessions
                     .get(&peer)
-                    .is_none_or(|s| s.unanswered.values().any(|r| r.overlaps(range)));
+                    .is_none_or(|s| s.unanswered.values().any(|r| r.range.overlaps(range)));
                 let planted = ctx.planted(Planted::ResyncWithoutLock);
                 if (on_its_way && !planted) || !ctx.bits.dirty(peer).any(range) {
                     // A write passed while this waited for the lock: its answer clears the bits, or the next job does.
@@ -445,6 +448,20 @@ impl Primary {
         }
         self.end_job(ctx, id);
         self.wake_awaiting(ctx);
+    }
+
+    /// Tells a member that the others lack nothing: bits it may hold for them are of the past (rule 34).
+    pub(super) fn confirm_members(&self, ctx: &mut Ctx, peer: NodeId) {
+        let Some(stamp) = self
+            .attached_session(peer)
+            .map(|s| s.stamp)
+            .filter(|_| self.reconciled_noted)
+        else {
+            return;
+        };
+        for node in self.in_sync.without(peer).iter() {
+            ctx.send(peer, Frame::Grown { stamp, node });
+        }
     }
 
     // ---- verify

@@ -174,6 +174,7 @@ impl Primary {
             read_bytes: 0,
         };
         ctx.superblock.epoch = view.epoch;
+        ctx.log.set_passing(true);
         for peer in primary.members(ctx).iter() {
             primary.lost_since.insert(peer, ctx.now);
         }
@@ -529,6 +530,7 @@ impl Primary {
         // Settled but perhaps not heard of as closed by everyone: they are equal on all members, nothing to mark.
         ctx.log.forget_users();
         ctx.log.set_limit(u32::MAX);
+        ctx.log.set_passing(false);
         let open: Vec<ReqId> = std::mem::take(&mut self.requests).into_keys().collect();
         let queued = std::mem::take(&mut self.backlog)
             .into_iter()

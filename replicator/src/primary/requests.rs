@@ -220,7 +220,7 @@ impl Primary {
         match piece.work {
             Work::Read { .. } => ctx.role_io(RoleIo::PieceRead(id), ctx.read_op(range)),
             Work::Write { .. } | Work::Patch { .. } => {
-                if ctx.acquire(LogUser::Piece(id), range) {
+                if ctx.acquire(LogUser::Piece(id), Some(range)) {
                     self.piece_logged(ctx, id);
                 } else if ctx.log.starved() {
                     self.send_closes(ctx);

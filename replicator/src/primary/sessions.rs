@@ -8,6 +8,14 @@ use holdfast_types::{BlockRange, DiskState, Incarnation, NodeId, NodeSet, Run, S
 use holdfast_wire::{Attach, Frame, Refusal, Stamp};
 use std::collections::BTreeMap;
 
+/// A write on its way to a replica.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) range: BlockRange,
+    /// Its answer clears the peer's bits: no newer write of a block of it was kept from the peer.
+    pub(super) clears: bool,
+}
+
 /// One session.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
@@ -16,7 +24,7 @@ pub(super) struct Session {
     pub(super) life: (Incarnation, Run),
     pub(super) log_slots: u32,
     /// Writes sent and not answered.
-    pub(super) unanswered: BTreeMap<Seq, BlockRange>,
+    pub(super) unanswered: BTreeMap<Seq, Sent>,
     /// Where the next resync job looks first.
     pub(super) cursor: u64,
     pub(super) sent_bytes: u64,
@@ -195,6 +203,7 @@ impl Primary {
             self.lost_since.remove(&peer);
             self.note_attached(ctx, peer, member);
             self.resend(ctx, peer);
+            self.confirm_members(ctx, peer);
         } else {
             if ctx.planted(Planted::ClearBitsOnAttach) {
                 ctx.bits.replace(peer, &[]);

@@ -5,8 +5,9 @@
 //! - a write is settled exactly once; its extents are released and its close queued then;
 //! - a flush round ends when the local disk and every counted replica flushed after it began.
 
+use super::sessions::Sent;
 use super::{Drain, Owner, Phase, Primary};
-use crate::config::{CLOSE_EVERY, Planted};
+use crate::config::{CLOSE_EVERY, LAG_MAX, Planted};
 use crate::ctx::{Ctx, JobId, PieceId, RoleIo};
 use crate::{DiskOp, Now, ReqId};
 use bytes::Bytes;
@@ -95,8 +96,26 @@ impl Primary {
             sent: NodeSet::EMPTY,
             answered: NodeSet::EMPTY,
         };
+        let counted = self.counted(ctx);
         for (&peer, session) in self.sessions.iter_mut().filter(|(_, s)| s.attached) {
-            session.unanswered.insert(seq, range);
+            if !counted.has(peer) && session.unanswered.len() >= LAG_MAX {
+                // It cannot keep up: its bits are set, resync brings the blocks. No older answer may clear them.
+                for sent in session
+                    .unanswered
+                    .values_mut()
+                    .filter(|s| s.range.overlaps(range))
+                {
+                    sent.clears = false;
+                }
+                continue;
+            }
+            session.unanswered.insert(
+                seq,
+                Sent {
+                    range,
+                    clears: true,
+                },
+            );
             write.sent = write.sent.with(peer);
             ctx.send(peer, Self::write_frame(session.stamp, seq, &write));
         }
@@ -122,15 +141,15 @@ impl Primary {
         let Some(session) = self.sessions.get_mut(&peer) else {
             return;
         };
-        let Some(range) = session.unanswered.remove(&seq) else {
+        let Some(Sent { range, clears }) = session.unanswered.remove(&seq) else {
             return;
         };
-        if !self.in_sync.has(peer) {
+        if !self.in_sync.has(peer) && clears {
             // A bit goes only if no newer write of that block is on its way to the peer (rule 21).
             let newer: Vec<BlockRange> = session
                 .unanswered
                 .range(seq..)
-                .map(|(_, r)| *r)
+                .map(|(_, s)| s.range)
                 .filter(|r| r.overlaps(range))
                 .collect();
             if newer.is_empty() {
@@ -267,7 +286,11 @@ impl Primary {
             .iter_mut()
             .filter(|(_, w)| !w.answered.has(peer))
         {
-            session.unanswered.insert(seq, write.range);
+            let sent = Sent {
+                range: write.range,
+                clears: true,
+            };
+            session.unanswered.insert(seq, sent);
             write.sent = write.sent.with(peer);
             write.issued = ctx.now;
             ctx.send(peer, Self::write_frame(stamp, seq, write));

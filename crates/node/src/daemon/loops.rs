@@ -203,11 +203,16 @@ impl Daemon {
         };
         match until {
             Some(until) => {
-                if !fencer.set_deadline(slot, until.0) {
-                    tracing::debug!(
-                        "slot {} is fenced; the next start step takes note",
-                        slot.index()
-                    );
+                let host = self.hosts.get(usize::from(resource.0));
+                let held = host.and_then(Option::as_ref).is_some_and(|h| h.held);
+                let mut set = fencer.set_deadline(slot, until.0);
+                if !set && !held {
+                    // An old fencing, of which nobody has taken note yet: nothing has been made since.
+                    set = fencer.rearm(slot) && fencer.set_deadline(slot, until.0);
+                }
+                if !set && held {
+                    // The fencer was faster than the renewal: everything is gone, and the lease must go too.
+                    self.fenced(resource);
                 }
             }
             None => {
@@ -215,7 +220,37 @@ impl Daemon {
                     // Nothing is held any more, so there is nothing left to be fenced.
                     fencer.rearm(slot);
                 }
+                if let Some(Some(host)) = self.hosts.get_mut(usize::from(resource.0)) {
+                    host.held = false;
+                    if std::mem::take(&mut host.fenced) {
+                        self.cx.tell(Input::Fenced {
+                            resource,
+                            over: true,
+                        });
+                    }
+                }
             }
+        }
+    }
+
+    /// Tells the control plane whether the resource's lease may be renewed.
+    fn stalls(&mut self, resource: ResourceIx) {
+        let host = self.hosts.get(usize::from(resource.0));
+        let fenced = host.and_then(Option::as_ref).is_some_and(|h| h.fenced);
+        let stalled = fenced || self.stalled.iter().any(|k| k.resource == resource);
+        self.event(Event::DiskStalled { resource, stalled });
+    }
+
+    /// The fencer has undone what a living lease allows: not renewed, that lease ends by itself, and with it the role.
+    fn fenced(&mut self, resource: ResourceIx) {
+        if let Some(Some(host)) = self.hosts.get_mut(usize::from(resource.0))
+            && !host.fenced
+        {
+            host.fenced = true;
+            self.cx.tell(Input::Fenced {
+                resource,
+                over: false,
+            });
         }
     }
 
@@ -290,6 +325,7 @@ impl Daemon {
                     return;
                 };
                 // One that was given up, or overtaken by a stop, is answered already or needs no answer.
+                host.held |= hostops::is_start(step) && result.is_ok();
                 if host.running.take_if(|r| r.number == number).is_some() {
                     self.event(Event::HostDone {
                         resource,
@@ -342,6 +378,22 @@ impl Daemon {
                 self.stop();
             }
             Input::FencerDied => self.fencer_died(),
+            Input::Fenced { resource, over } => {
+                if !over {
+                    let r = self
+                        .cx
+                        .config
+                        .resources
+                        .get(usize::from(resource.0))
+                        .map_or("", |r| r.name.as_str());
+                    self.cx.timeline.add(
+                        r,
+                        "fenced",
+                        "the fencer was faster than the lease's renewal",
+                    );
+                }
+                self.stalls(resource);
+            }
         }
     }
 
@@ -490,7 +542,12 @@ impl Daemon {
                 self.cx
                     .timeline
                     .add(&r, "disk-stall", format!("volume {v}: {text}"));
-                self.event(Event::DiskStalled { resource, stalled });
+                if stalled {
+                    self.stalled.insert(key);
+                } else {
+                    self.stalled.remove(&key);
+                }
+                self.stalls(resource);
             }
             Report::Note(note) => {
                 self.replica_note(key, &note);
@@ -544,7 +601,18 @@ impl Daemon {
 
     // ---- notes
 
-    fn control_note(&self, note: &ControlNote) {
+    fn control_note(&mut self, note: &ControlNote) {
+        // After a start, records of long ago are gone through once more: news is only what is newer.
+        if let ControlNote::Promoted {
+            resource, epoch, ..
+        } = note
+            && self
+                .epochs
+                .insert(*resource, *epoch)
+                .is_some_and(|known| known >= *epoch)
+        {
+            return;
+        }
         if let Some((resource, kind, text)) = status::describe_control(&self.cx, note) {
             self.cx.timeline.add(&resource, kind, text);
         } else {

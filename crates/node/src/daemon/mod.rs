@@ -40,8 +40,8 @@ use holdfast_config::{Config, Node};
 use holdfast_control::{AdminId, AdminReply, AdminRequest, HostStep, ResourceIx, Start, Ticket};
 use holdfast_host::fencer::{FencerHandle, Slot};
 use holdfast_replicator::{Note, Now};
-use holdfast_types::NodeId;
-use std::collections::BTreeMap;
+use holdfast_types::{Epoch, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
@@ -146,6 +146,10 @@ enum Input {
     },
     Stop,
     FencerDied,
+    Fenced {
+        resource: ResourceIx,
+        over: bool,
+    },
 }
 
 /// What tasks hold: everything that does not change, and the way to the loop.
@@ -180,6 +184,10 @@ struct RunningStep {
 struct HostSide {
     thread: HostThread,
     running: Option<RunningStep>,
+    /// Something may be on the host: a start step has ended well since the last lease ended.
+    held: bool,
+    /// The fencer has undone it while the lease still ran.
+    fenced: bool,
 }
 
 /// See the head of the module.
@@ -203,7 +211,11 @@ struct Daemon {
     watchers: Vec<(VolumeKey, mpsc::UnboundedSender<Note>)>,
     /// End of the lease this node holds, by position of the resource.
     leases: BTreeMap<ResourceIx, Now>,
+    /// Volumes whose disks do not answer.
+    stalled: BTreeSet<VolumeKey>,
     rates: status::Rates,
+    /// Latest promotion told of, by position of the resource.
+    epochs: BTreeMap<ResourceIx, Epoch>,
     isolated: bool,
     stopping: Option<Now>,
     end: Option<End>,
@@ -410,7 +422,9 @@ async fn build(p: Parts<'_>) -> anyhow::Result<Built> {
         next_id: 1,
         watchers: Vec::new(),
         leases: BTreeMap::new(),
+        stalled: BTreeSet::new(),
         rates: status::Rates::default(),
+        epochs: BTreeMap::new(),
         isolated: false,
         stopping: None,
         end: None,
@@ -460,6 +474,8 @@ fn host_sides(
         hosts.push(Some(HostSide {
             thread: HostThread::start(settings, done)?,
             running: None,
+            held: false,
+            fenced: false,
         }));
     }
     Ok(hosts)
@@ -479,3 +495,6 @@ fn watch_fencer(fencer: Arc<FencerHandle>, input: mpsc::UnboundedSender<Input>) 
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

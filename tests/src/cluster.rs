@@ -177,12 +177,37 @@ impl Cluster {
         self.wait_for("alpha", "synced")
     }
 
-    /// SIGKILL.
+    /// SIGKILL. Returns once the other data node has noticed, so that what it says afterwards is news.
     pub(crate) fn kill(&mut self, node: &str) -> Result<()> {
         self.nodes
             .remove(node)
             .with_context(|| format!("{node} does not run"))?
-            .kill()
+            .kill()?;
+        let other = DATA
+            .into_iter()
+            .find(|n| *n != node && DATA.contains(&node));
+        if let Some(other) = other.filter(|n| self.nodes.contains_key(n)) {
+            process::wait("the connection's end to be noticed", PATIENCE, || {
+                Ok(self.peer(other)?["connected"] != true)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Starts a data node again and waits until both copies are attached and in sync.
+    pub(crate) fn start_synced(&mut self, node: &'static str) -> Result<()> {
+        self.start(node)?;
+        process::wait("both copies to be attached", PATIENCE, || {
+            let attached = |n| anyhow::Ok(self.peer(n)?["attached"] == true);
+            Ok(attached("alpha")? && attached("beta")?)
+        })
+        .with_context(|| self.logs())?;
+        self.wait_for("alpha", "synced")
+    }
+
+    /// How a data node sees the other one's copy; null before its own is open.
+    pub(crate) fn peer(&self, node: &str) -> Result<Value> {
+        Ok(self.resource(node)?["volumes"][0]["local"]["peers"][0].clone())
     }
 
     /// Another signal.

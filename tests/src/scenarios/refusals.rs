@@ -83,9 +83,8 @@ fn small_backing() -> Result<()> {
     // A block device cannot grow; a file stands for it when it is there already and not empty.
     std::fs::write(cluster.backing("beta"), vec![0x55; 1 << 20])?;
     cluster.start_all()?;
-    let said = cluster
-        .refused("alpha", &["create", RESOURCE], 16)
-        .or_else(|_| cluster.refused("alpha", &["create", RESOURCE], 11))?;
+    cluster.wait_for("alpha", "quorum")?;
+    let said = cluster.refused("alpha", &["create", RESOURCE], 11)?;
     ensure!(said.contains("beta"), "{said}");
     ensure!(
         std::fs::read(cluster.backing("beta"))? == vec![0x55; 1 << 20],
@@ -103,9 +102,8 @@ fn foreign_backing() -> Result<()> {
     std::fs::write(cluster.backing("alpha"), &bytes)?;
     drop(first);
     cluster.start_all()?;
-    let said = cluster
-        .refused("alpha", &["create", RESOURCE], 11)
-        .or_else(|_| cluster.refused("alpha", &["create", RESOURCE], 16))?;
+    cluster.wait_for("alpha", "quorum")?;
+    let said = cluster.refused("alpha", &["create", RESOURCE], 11)?;
     ensure!(said.contains("alpha"), "{said}");
     ensure!(
         std::fs::read(cluster.backing("alpha"))? == bytes,

@@ -1,7 +1,7 @@
 //! Copies that fall behind, are blank or are distrusted, and become equal again.
 
 use super::Scenario;
-use crate::cluster::{Cluster, PATIENCE, RESOURCE, Shape};
+use crate::cluster::{Cluster, PATIENCE, Shape};
 use crate::nbd::{BLOCK, Volume};
 use crate::process::wait;
 use anyhow::{Result, ensure};
@@ -11,6 +11,11 @@ pub(super) const ALL: &[Scenario] = &[
         name: "resync-what-changed",
         needs: &[],
         run: what_changed,
+    },
+    Scenario {
+        name: "resync-unknown-content",
+        needs: &[],
+        run: unknown_content,
     },
     Scenario {
         name: "resync-blank-replica",
@@ -49,8 +54,7 @@ fn what_changed() -> Result<()> {
     cluster.kill("beta")?;
     volume.write(1000, CHANGED, 2)?;
     volume.zero(9000, 64)?;
-    cluster.start("beta")?;
-    cluster.wait_for("alpha", "synced")?;
+    cluster.start_synced("beta")?;
     let sent =
         cluster.resource("alpha")?["volumes"][0]["local"]["peers"][0]["resync_sent_bytes"].clone();
     // What changed, and what the activity log held when beta died: a few extents, compared by hash.
@@ -67,19 +71,26 @@ fn what_changed() -> Result<()> {
     compare(cluster)
 }
 
-/// A disk that was wiped is recognised and filled.
+/// A backing that may hold anything between its zeroes: one copy is made the truth, the other filled.
+fn unknown_content() -> Result<()> {
+    let mut cluster = Cluster::new(Shape::default())?;
+    let mut bytes = vec![0; usize::try_from(cluster.size_bytes())? + (64 << 20)];
+    bytes[40 << 20..41 << 20].fill(0x77);
+    std::fs::write(cluster.backing("beta"), &bytes)?;
+    cluster.start_all()?;
+    cluster.create()?;
+    Volume::connect(&cluster.nbd_socket("alpha"))?.check_zero(10_000, 512)?;
+    compare(cluster)
+}
+
+/// A disk that was wiped is recognised, never taken for the old one, and filled.
 fn blank_replica() -> Result<()> {
     let mut cluster = Cluster::started(Shape::default())?;
     let mut volume = Volume::connect(&cluster.nbd_socket("alpha"))?;
     volume.write(0, 2000, 1)?;
     cluster.kill("beta")?;
     std::fs::remove_file(cluster.backing("beta"))?;
-    cluster.start("beta")?;
-    // An empty backing is never taken silently for the old one; the operator says it may be filled.
-    if cluster.ok("beta", &["create", RESOURCE]).is_err() {
-        cluster.ok("alpha", &["resync", "data:beta"])?;
-    }
-    cluster.wait_for("alpha", "synced")?;
+    cluster.start_synced("beta")?;
     volume.check(0, 2000, 1)?;
     drop(volume);
     compare(cluster)
@@ -108,8 +119,7 @@ fn verify_finds_differences() -> Result<()> {
     let at = 50 << 20;
     file.write_all_at(&[0xee; 512], at)?;
     file.sync_all()?;
-    cluster.start("beta")?;
-    cluster.wait_for("alpha", "synced")?;
+    cluster.start_synced("beta")?;
     let said = cluster.refused("alpha", &["verify", "data:beta"], 1)?;
     ensure!(
         said.contains("4 KiB") && said.contains(&at.to_string()),

@@ -159,7 +159,8 @@ pub enum Action {
         /// What.
         step: HostStep,
     },
-    /// For the fencer: side effects of the resource must be gone at `until`. `None`: it has none.
+    /// For the fencer: at `until` it begins to take away the side effects of the resource, by force, and has
+    /// [`Timing::margin_ms`] for it. `None`: there are none any more.
     LeaseDeadline {
         /// Which resource.
         resource: ResourceIx,

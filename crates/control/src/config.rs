@@ -196,7 +196,7 @@ impl Config {
             });
         }
         let voters = self.voters().len() as usize;
-        if voters % 2 == 0 || voters < 3 {
+        if voters.is_multiple_of(2) || voters < 3 {
             return Err(ConfigError::Voters(voters));
         }
         let mut names = std::collections::BTreeSet::new();

@@ -285,10 +285,10 @@ impl Consensus {
                 .filter(|v| RaftId(v.get()).node() == node)
                 .collect()
         };
-        for &(id, voter) in nodes
+        let unknown = nodes
             .iter()
-            .filter(|(id, _)| !known(*id) && id.node() != self.id.node())
-        {
+            .find(|(id, _)| !known(*id) && id.node() != self.id.node());
+        if let Some(&(id, voter)) = unknown {
             let fresh = noraft::NodeId::new(id.0);
             let new = if voter {
                 let old = of(&config.voters, id.node());

@@ -251,7 +251,7 @@ impl Node {
         self.after_durable.push((to, body));
     }
 
-    pub(crate) fn to_voters(&mut self, now: Now, body: &Body) {
+    pub(crate) fn tell_voters(&mut self, now: Now, body: &Body) {
         for voter in self.config.voters().iter() {
             self.send(now, voter, body.clone());
         }

@@ -285,13 +285,15 @@ impl Node {
                 }
             }
         }
+        let next = self.names(here);
         match record.primary {
-            Some(p) if !here.has(p) || record.members().len() > 1 => format!(
-                "{} takes over as soon as the lease of {} has ended",
-                self.names(here),
-                self.config.name_of(p)
-            ),
-            _ => format!("{} takes over", self.names(here)),
+            Some(p) if p != self.me() => {
+                format!(
+                    "waits for the lease of {} to end; then {next} can take over",
+                    self.config.name_of(p)
+                )
+            }
+            _ => format!("a promotion is under way; {next} can take over"),
         }
     }
 }

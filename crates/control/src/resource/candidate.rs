@@ -168,7 +168,7 @@ impl Node {
             } else if eligible.is_err() && now >= self.resources[ix].again {
                 // It will not go on here: nobody need wait for the lease of its former life.
                 self.resources[ix].again = now.plus_ms(self.config.timing.heartbeat_ms);
-                self.to_voters(
+                self.tell_voters(
                     now,
                     &Body::Release {
                         resource,
@@ -200,7 +200,7 @@ impl Node {
                 free_since,
             };
             let (epoch, generation) = (record.epoch.next(), record.generation);
-            self.to_voters(
+            self.tell_voters(
                 now,
                 &Body::Poll {
                     nonce,
@@ -336,7 +336,7 @@ impl Node {
         }
         self.wake(again);
         let (resource, epoch, generation) = (ResourceIx(ix as u16), stand.epoch, stand.generation);
-        self.to_voters(
+        self.tell_voters(
             now,
             &Body::Fence {
                 resource,
@@ -353,10 +353,10 @@ impl Node {
             resource: ResourceIx(ix as u16),
             epoch: stand.epoch,
         });
-        self.to_secondary(now, ix);
+        self.become_secondary(now, ix);
     }
 
-    pub(super) fn to_secondary(&mut self, now: Now, ix: usize) {
+    pub(super) fn become_secondary(&mut self, now: Now, ix: usize) {
         let at = now.plus_ms(self.config.timing.heartbeat_ms);
         let r = &mut self.resources[ix];
         r.phase = Phase::Secondary;
@@ -380,7 +380,7 @@ impl Node {
         if record.generation > stand.generation {
             let won = record.epoch == stand.epoch && record.primary == Some(me);
             if won && stand.broken {
-                self.to_secondary(now, ix); // as after a restart: takes the epoch after this one
+                self.become_secondary(now, ix); // as after a restart: takes the epoch after this one
             } else if won {
                 self.lead(now, ix, record);
             } else {

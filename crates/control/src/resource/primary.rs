@@ -43,7 +43,7 @@ impl Node {
             self.renew_at = now.plus_ms(self.config.timing.heartbeat_ms);
             let nonce = self.rng.draw();
             self.holder.ask(now, nonce, held.clone());
-            self.to_voters(
+            self.tell_voters(
                 now,
                 &Body::LeaseRequest {
                     nonce,
@@ -167,12 +167,12 @@ impl Node {
             resource,
             until: None,
         });
-        self.to_secondary(now, ix);
+        self.become_secondary(now, ix);
         self.note(Note::SteppedDown {
             resource,
             epoch: stop.epoch,
         });
-        self.to_voters(
+        self.tell_voters(
             now,
             &Body::Release {
                 resource,

@@ -702,6 +702,67 @@ fn three_data_nodes_the_best_ranked_takes_over() {
 }
 
 #[test]
+fn five_voters_survive_two() {
+    let mut w = World::sized(26, (5, 5), &[0, 1, 2], 1, 1);
+    w.create();
+    w.run_until(15_000, |w| w.primary_up(0) == Some(0));
+    w.run(1000);
+    w.crash(4, false);
+    w.crash(0, false);
+    w.run_until(10_000, |w| w.primary_up(0) == Some(1));
+    w.run(3000);
+    w.crash(1, false);
+    w.run(10_000);
+    assert_eq!(w.primary_up(0), None, "two of five");
+    w.boot(4);
+    w.run_until(10_000, |w| w.primary_up(0) == Some(2));
+    w.check_history();
+}
+
+#[test]
+fn a_data_node_without_a_vote_learns_and_takes_over() {
+    let mut w = World::sized(27, (4, 3), &[0, 3], 1, 1);
+    w.create();
+    w.run_until(15_000, |w| w.primary_up(0) == Some(0));
+    w.run(1000);
+    w.crash(0, false);
+    w.run_until(10_000, |w| w.primary_up(0) == Some(3));
+    w.boot(0);
+    w.run(5_000);
+    assert_eq!(w.record(0).members(), set(&[0, 3]));
+    done(&w.promote(3, 0, None));
+    w.check_history();
+}
+
+#[test]
+fn a_fence_that_leads_nowhere_is_lifted_by_the_primary() {
+    let mut w = World::up(28);
+    w.grow = false;
+    w.run(1000);
+    // One voter does not hear the primary, forgets its promise, and lets a takeover in; the candidate dies.
+    w.cut_one(0, 1);
+    w.cut_one(1, 0);
+    w.run(4000);
+    let (generation, next) = (w.record(0).generation, w.record(0).epoch.next());
+    w.fence(1, NodeId(1), next, generation);
+    w.run(1000);
+    w.heal();
+    w.run(3000);
+    let record = w.record(0);
+    assert!(
+        record
+            .history
+            .iter()
+            .any(|e| e.change == Change::Reasserted)
+    );
+    assert_eq!((w.primary_up(0), record.epoch.0), (Some(0), 1));
+    // The voter grants again: it alone keeps the primary up.
+    w.crash(2, false);
+    w.run(5000);
+    assert_eq!((w.primary_up(0), epoch(&w, 0)), (Some(0), 1));
+}
+
+#[test]
 fn idle_cluster_ticks_little() {
     let mut w = World::up(25);
     w.run(2000);

@@ -1,12 +1,15 @@
 //! Virtual time, network, disks, clocks that drift, fake replicas and hosts; and the checks made after every step.
 
+mod checks;
+mod replicas;
+
 use crate::durable::{self, Slots};
 use crate::rng::Rng;
 use crate::*;
 use holdfast_types::{DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(super) const MS: u64 = 1_000_000;
+pub(in crate::tests) const MS: u64 = 1_000_000;
 /// How often fake primaries look after their in-sync sets.
 const REPLICA_TICK_MS: u64 = 100;
 
@@ -26,75 +29,80 @@ enum What {
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct FakeReplica {
-    pub(super) incarnation: u64,
-    pub(super) run: u64,
-    pub(super) unclean: bool,
+pub(in crate::tests) struct FakeReplica {
+    pub(in crate::tests) incarnation: u64,
+    pub(in crate::tests) run: u64,
+    pub(in crate::tests) unclean: bool,
     promised: Epoch,
     stood: Option<Epoch>,
     leads: Option<Epoch>,
     view: Option<View>,
-    pub(super) held: bool,
+    pub(in crate::tests) held: bool,
     stopped: bool,
     lost_since: BTreeMap<NodeId, u64>,
     generation: u64,
 }
 
 #[derive(Debug)]
-pub(super) struct Host {
-    pub(super) config: Config,
-    pub(super) node: Option<Node>,
-    pub(super) slots: [Vec<u8>; 2],
+pub(in crate::tests) struct Host {
+    pub(in crate::tests) config: Config,
+    pub(in crate::tests) node: Option<Node>,
+    pub(in crate::tests) slots: [Vec<u8>; 2],
     slot_state: Slots,
     /// Clock: local = offset + true * (1 + ppm / 1e6).
     offset: u64,
     ppm: i64,
     life: u64,
-    pub(super) paused: bool,
+    pub(in crate::tests) paused: bool,
     backlog: Vec<What>,
-    pub(super) replicas: Vec<Vec<FakeReplica>>,
+    pub(in crate::tests) replicas: Vec<Vec<FakeReplica>>,
     /// Per resource, the steps that are in effect.
-    pub(super) effects: Vec<BTreeSet<HostStep>>,
+    pub(in crate::tests) effects: Vec<BTreeSet<HostStep>>,
     lease: Vec<Option<Now>>,
-    pub(super) replies: Vec<(AdminId, AdminReply)>,
-    pub(super) notes: Vec<(u64, Note)>,
-    pub(super) stopped: bool,
-    pub(super) step_fails: Option<HostStep>,
-    pub(super) blank_wipes: u64,
+    pub(in crate::tests) replies: Vec<(AdminId, AdminReply)>,
+    pub(in crate::tests) notes: Vec<(u64, Note)>,
+    pub(in crate::tests) stopped: bool,
+    pub(in crate::tests) step_fails: Option<HostStep>,
+    pub(in crate::tests) blank_wipes: u64,
 }
 
 type Fact = (Epoch, Option<NodeId>, Vec<NodeSet>);
 
 #[derive(Debug)]
-pub(super) struct World {
-    pub(super) now: u64,
+pub(in crate::tests) struct World {
+    pub(in crate::tests) now: u64,
     seq: u64,
     queue: BTreeMap<(u64, u64), (usize, What)>,
-    pub(super) hosts: Vec<Host>,
-    pub(super) rng: Rng,
+    pub(in crate::tests) hosts: Vec<Host>,
+    pub(in crate::tests) rng: Rng,
     /// from -> to: cut.
-    pub(super) cut: BTreeSet<(usize, usize)>,
-    pub(super) delay: (u64, u64),
-    pub(super) loss_percent: u64,
-    pub(super) disk_ms: (u64, u64),
+    pub(in crate::tests) cut: BTreeSet<(usize, usize)>,
+    pub(in crate::tests) delay: (u64, u64),
+    pub(in crate::tests) loss_percent: u64,
+    pub(in crate::tests) disk_ms: (u64, u64),
     link_life: BTreeMap<(usize, usize), u64>,
     leaders: BTreeMap<u64, usize>,
     facts: BTreeMap<(ResourceIx, Gen), Fact>,
     primaries: BTreeMap<(ResourceIx, Epoch), NodeId>,
     forced: BTreeSet<(ResourceIx, Gen)>,
-    pub(super) ticks: u64,
-    pub(super) grow: bool,
+    pub(in crate::tests) ticks: u64,
+    pub(in crate::tests) grow: bool,
     admin: u64,
 }
 
-pub(super) fn config(me: u8, data: &[u8], resources: u16, volumes: u16) -> Config {
+pub(in crate::tests) fn config(me: u8, data: &[u8], resources: u16, volumes: u16) -> Config {
+    sized_config(me, (3, 3), data, resources, volumes)
+}
+
+/// `size`: nodes, of which so many vote.
+fn sized_config(me: u8, size: (u8, u8), data: &[u8], resources: u16, volumes: u16) -> Config {
     Config {
         me: NodeId(me),
-        nodes: (0..3)
+        nodes: (0..size.0)
             .map(|i| NodeConfig {
                 id: NodeId(i),
                 name: format!("n{i}"),
-                voter: true,
+                voter: i < size.1,
             })
             .collect(),
         resources: (0..resources)
@@ -121,15 +129,26 @@ pub(super) fn config(me: u8, data: &[u8], resources: u16, volumes: u16) -> Confi
 
 impl World {
     /// Nodes 0 and 1 hold data, node 2 is the witness.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in crate::tests) fn new(seed: u64) -> Self {
         Self::with(seed, &[0, 1], 1, 1)
     }
 
-    pub(super) fn with(seed: u64, data: &[u8], resources: u16, volumes: u16) -> Self {
+    pub(in crate::tests) fn with(seed: u64, data: &[u8], resources: u16, volumes: u16) -> Self {
+        Self::sized(seed, (3, 3), data, resources, volumes)
+    }
+
+    /// `size`: nodes, of which so many vote.
+    pub(in crate::tests) fn sized(
+        seed: u64,
+        size: (u8, u8),
+        data: &[u8],
+        resources: u16,
+        volumes: u16,
+    ) -> Self {
         let mut rng = Rng::new(seed);
-        let hosts = (0..3u8)
+        let hosts = (0..size.0)
             .map(|me| {
-                let config = config(me, data, resources, volumes);
+                let config = sized_config(me, size, data, resources, volumes);
                 let limit = i64::try_from(config.timing.drift_ppm).unwrap_or(0);
                 let fake = |_| FakeReplica {
                     incarnation: u64::from(me) + 100,
@@ -177,7 +196,7 @@ impl World {
             grow: true,
             admin: 0,
         };
-        for n in 0..3 {
+        for n in 0..usize::from(size.0) {
             world.boot(n);
         }
         world.push(world.now + REPLICA_TICK_MS * MS, 0, What::ReplicaTick);
@@ -185,7 +204,7 @@ impl World {
     }
 
     /// A formed cluster with everything created, in sync and up.
-    pub(super) fn up(seed: u64) -> Self {
+    pub(in crate::tests) fn up(seed: u64) -> Self {
         let mut world = Self::new(seed);
         world.create();
         world.run_until(30_000, |w| w.primary_up(0).is_some());
@@ -210,7 +229,7 @@ impl World {
         (at.max(0) as u64).saturating_add(1)
     }
 
-    pub(super) fn boot(&mut self, h: usize) {
+    pub(in crate::tests) fn boot(&mut self, h: usize) {
         assert!(self.hosts[h].node.is_none());
         let random = self.rng.draw();
         let now = self.local(h);
@@ -272,7 +291,7 @@ impl World {
     }
 
     /// The process dies (with `power`: the machine, and what its disks had not flushed).
-    pub(super) fn crash(&mut self, h: usize, power: bool) {
+    pub(in crate::tests) fn crash(&mut self, h: usize, power: bool) {
         let host = &mut self.hosts[h];
         host.node = None;
         host.paused = false;
@@ -294,13 +313,10 @@ impl World {
         for key in keys {
             match self.queue.remove(&key) {
                 // A write that was under way leaves a torn slot, or nothing.
-                Some((_, What::Persisted(_, slot, bytes))) => {
-                    if self.rng.between(0, 1) == 0 {
-                        let cut = self.rng.between(1, bytes.len() as u64 - 1) as usize;
-                        let mut torn = bytes;
-                        torn.truncate(cut);
-                        self.hosts[h].slots[slot] = torn;
-                    }
+                Some((_, What::Persisted(_, slot, mut bytes))) if self.rng.between(0, 1) == 0 => {
+                    let cut = self.rng.between(1, bytes.len() as u64 - 1) as usize;
+                    bytes.truncate(cut);
+                    self.hosts[h].slots[slot] = bytes;
                 }
                 Some((_, What::ReplicaTick)) => self.push(key.0, 0, What::ReplicaTick),
                 _ => {}
@@ -319,13 +335,13 @@ impl World {
     }
 
     /// Its control state is gone.
-    pub(super) fn wipe(&mut self, h: usize) {
+    pub(in crate::tests) fn wipe(&mut self, h: usize) {
         assert!(self.hosts[h].node.is_none());
         self.hosts[h].slots = [Vec::new(), Vec::new()];
         self.hosts[h].blank_wipes += 1;
     }
 
-    pub(super) fn pause(&mut self, h: usize, paused: bool) {
+    pub(in crate::tests) fn pause(&mut self, h: usize, paused: bool) {
         self.hosts[h].paused = paused;
         if !paused {
             for what in std::mem::take(&mut self.hosts[h].backlog) {
@@ -343,11 +359,11 @@ impl World {
     }
 
     /// Nothing passes from `a` to `b` any more (nobody is told: links die by silence).
-    pub(super) fn cut_one(&mut self, a: usize, b: usize) {
+    pub(in crate::tests) fn cut_one(&mut self, a: usize, b: usize) {
         self.cut.insert((a, b));
     }
 
-    pub(super) fn isolate(&mut self, h: usize) {
+    pub(in crate::tests) fn isolate(&mut self, h: usize) {
         for other in 0..self.hosts.len() {
             if other != h {
                 self.cut.insert((h, other));
@@ -356,7 +372,7 @@ impl World {
         }
     }
 
-    pub(super) fn heal(&mut self) {
+    pub(in crate::tests) fn heal(&mut self) {
         self.cut.clear();
     }
 
@@ -364,9 +380,14 @@ impl World {
         !self.cut.contains(&(a, b)) && !self.cut.contains(&(b, a))
     }
 
-    pub(super) fn create(&mut self) {
+    pub(in crate::tests) fn create(&mut self) {
         self.run_until(30_000, |w| {
-            (0..3).all(|h| w.hosts[h].node.as_ref().is_some_and(Node::counts))
+            w.hosts.iter().all(|h| {
+                let voter = h.config.voters().has(h.config.me);
+                h.node
+                    .as_ref()
+                    .is_some_and(|n| n.counts() || (!voter && !n.state().admitted.is_empty()))
+            })
         });
         let resources = self.hosts[0].config.resources.clone();
         for resource in &resources {
@@ -388,7 +409,7 @@ impl World {
         }
     }
 
-    pub(super) fn post(&mut self, h: usize, request: AdminRequest) -> AdminId {
+    pub(in crate::tests) fn post(&mut self, h: usize, request: AdminRequest) -> AdminId {
         self.admin += 1;
         let id = AdminId(self.admin);
         self.event(h, Event::Admin { id, request });
@@ -396,7 +417,7 @@ impl World {
     }
 
     /// Asks and waits for the answer.
-    pub(super) fn ask(&mut self, h: usize, request: AdminRequest, ms: u64) -> AdminReply {
+    pub(in crate::tests) fn ask(&mut self, h: usize, request: AdminRequest, ms: u64) -> AdminReply {
         let id = self.post(h, request);
         let find = move |w: &Self| {
             w.hosts[h]
@@ -409,7 +430,12 @@ impl World {
         find(self).expect("answered")
     }
 
-    pub(super) fn promote(&mut self, h: usize, node: u8, force: Option<&str>) -> AdminReply {
+    pub(in crate::tests) fn promote(
+        &mut self,
+        h: usize,
+        node: u8,
+        force: Option<&str>,
+    ) -> AdminReply {
         let request = AdminRequest::Promote {
             resource: "r0".into(),
             node: Some(NodeId(node)),
@@ -418,14 +444,14 @@ impl World {
         self.ask(h, request, 70_000)
     }
 
-    pub(super) fn status(&self, h: usize) -> Status {
+    pub(in crate::tests) fn status(&self, h: usize) -> Status {
         let now = self.local(h);
         self.hosts[h].node.as_ref().expect("alive").status(now)
     }
 
     /// Where everything of a resource is up.
-    pub(super) fn primary_up(&self, r: usize) -> Option<usize> {
-        (0..3).find(|&h| {
+    pub(in crate::tests) fn primary_up(&self, r: usize) -> Option<usize> {
+        (0..self.hosts.len()).find(|&h| {
             let host = &self.hosts[h];
             host.effects[r].len() == 4
                 && host
@@ -435,7 +461,7 @@ impl World {
         })
     }
 
-    pub(super) fn record(&self, h: usize) -> &ResourceRecord {
+    pub(in crate::tests) fn record(&self, h: usize) -> &ResourceRecord {
         &self.hosts[h]
             .node
             .as_ref()
@@ -445,7 +471,7 @@ impl World {
     }
 
     /// When a note was made last, in true time.
-    pub(super) fn noted(&self, h: usize, is: impl Fn(&Note) -> bool) -> Option<u64> {
+    pub(in crate::tests) fn noted(&self, h: usize, is: impl Fn(&Note) -> bool) -> Option<u64> {
         self.hosts[h]
             .notes
             .iter()
@@ -454,7 +480,7 @@ impl World {
             .map(|(t, _)| *t)
     }
 
-    pub(super) fn run(&mut self, ms: u64) {
+    pub(in crate::tests) fn run(&mut self, ms: u64) {
         let end = self.now + ms * MS;
         while let Some((&(at, seq), _)) = self.queue.first_key_value() {
             if at > end {
@@ -467,7 +493,7 @@ impl World {
         self.check();
     }
 
-    pub(super) fn run_until(&mut self, ms: u64, done: impl Fn(&Self) -> bool) {
+    pub(in crate::tests) fn run_until(&mut self, ms: u64, done: impl Fn(&Self) -> bool) {
         let end = self.now + ms * MS;
         while !done(self) {
             match self.queue.first_key_value() {
@@ -475,29 +501,6 @@ impl World {
                 _ => panic!("not reached in {ms} ms: {:#?}", self.picture()),
             }
         }
-    }
-
-    pub(super) fn picture(&self) -> Vec<String> {
-        let of = |h: usize| match &self.hosts[h].node {
-            None => format!("n{h}: down"),
-            Some(n) => format!(
-                "n{h}: {:?} {:?} {:?}\n  notes {:?}",
-                n.consensus_facts(),
-                n.resources.iter().map(|r| &r.phase).collect::<Vec<_>>(),
-                self.status(h)
-                    .resources
-                    .iter()
-                    .map(|r| (r.epoch, r.primary, r.generation, r.waiting.clone()))
-                    .collect::<Vec<_>>(),
-                self.hosts[h]
-                    .notes
-                    .iter()
-                    .rev()
-                    .take(12)
-                    .collect::<Vec<_>>(),
-            ),
-        };
-        (0..self.hosts.len()).map(of).collect()
     }
 
     fn step(&mut self, key: (u64, u64)) {
@@ -532,11 +535,11 @@ impl World {
         }
     }
 
-    pub(super) fn stop(&mut self, h: usize) {
+    pub(in crate::tests) fn stop(&mut self, h: usize) {
         self.event(h, Event::Stop);
     }
 
-    pub(super) fn stall(&mut self, h: usize, stalled: bool) {
+    pub(in crate::tests) fn stall(&mut self, h: usize, stalled: bool) {
         self.event(
             h,
             Event::DiskStalled {
@@ -546,7 +549,7 @@ impl World {
         );
     }
 
-    pub(super) fn disk_fails(&mut self, h: usize) {
+    pub(in crate::tests) fn disk_fails(&mut self, h: usize) {
         let (resource, volume) = (ResourceIx(0), VolumeIx(0));
         self.event(
             h,
@@ -556,6 +559,23 @@ impl World {
                 msg: ToControl::DiskFailed,
             },
         );
+    }
+
+    /// A fence, as if a candidate had asked for it.
+    pub(in crate::tests) fn fence(
+        &mut self,
+        h: usize,
+        from: NodeId,
+        epoch: Epoch,
+        generation: Gen,
+    ) {
+        let resource = ResourceIx(0);
+        let msg = Message(crate::message::Body::Fence {
+            resource,
+            epoch,
+            generation,
+        });
+        self.event(h, Event::Message { from, msg });
     }
 
     fn happen(&mut self, h: usize, what: What) {
@@ -678,6 +698,7 @@ impl World {
                 Action::Send { to, msg } => {
                     let to = usize::from(to.0);
                     assert_ne!(to, h, "a message to itself");
+                    self.check_durable(h, to, &msg);
                     let bytes = msg.encode().expect("encodes");
                     let link = self.link_life.get(&(h, to)).copied().unwrap_or(0);
                     for _ in 0..=u64::from(self.loss_percent > 0 && self.rng.between(0, 19) == 0) {
@@ -731,192 +752,6 @@ impl World {
             let life = self.hosts[h].life;
             let at = self.true_time(h, at).max(self.now + 1);
             self.push(at, h, What::Wake(life));
-        }
-    }
-
-    fn replica(&mut self, h: usize, r: usize, v: usize, msg: FromControl) {
-        let replica = &mut self.hosts[h].replicas[r][v];
-        assert!(!replica.stopped, "a stopped replica is left alone: {msg:?}");
-        match msg {
-            FromControl::View(view) => replica.view = Some(view),
-            FromControl::Promise { epoch } => {
-                assert!(
-                    epoch > replica.promised,
-                    "{epoch} after {}",
-                    replica.promised
-                );
-                replica.stood = Some(epoch);
-                replica.promised = epoch;
-                self.later_replica(h, r, v, ToControl::Promised { epoch }, 10);
-            }
-            FromControl::Withdraw { epoch } => {
-                assert_eq!(replica.stood, Some(epoch));
-                replica.stood = None;
-                replica.promised = Epoch(epoch.0 - 1);
-            }
-            FromControl::Lead(view) => {
-                assert_eq!(replica.stood, Some(view.epoch), "leads what it promised");
-                assert_eq!(view.primary, Some(NodeId(h as u8)));
-                replica.leads = Some(view.epoch);
-                replica.stood = None;
-                replica.view = Some(view);
-                replica.held = false;
-                self.later_replica(h, r, v, ToControl::Opened { epoch: view.epoch }, 30);
-            }
-            FromControl::Drain => {
-                replica.held = true;
-                if let Some(epoch) = replica.leads {
-                    self.later_replica(h, r, v, ToControl::Drained { epoch }, 30);
-                }
-            }
-            FromControl::Resume => replica.held = false,
-            FromControl::StepDown => replica.leads = None,
-            FromControl::Stop => {
-                replica.stopped = true;
-                self.later_replica(h, r, v, ToControl::Stopped, 10);
-            }
-            FromControl::Lease { .. }
-            | FromControl::Invalidate { .. }
-            | FromControl::Verify { .. } => {}
-        }
-    }
-
-    /// Fake primaries remove members that are away and take in others that are there.
-    fn replica_tick(&mut self) {
-        for h in 0..self.hosts.len() {
-            if self.hosts[h].node.is_none() || self.hosts[h].paused {
-                continue;
-            }
-            for r in 0..self.hosts[h].replicas.len() {
-                for v in 0..self.hosts[h].replicas[r].len() {
-                    let replica = &self.hosts[h].replicas[r][v];
-                    let (Some(epoch), Some(view)) = (replica.leads, replica.view) else {
-                        continue;
-                    };
-                    if view.epoch != epoch || replica.held {
-                        continue;
-                    }
-                    let me = NodeId(h as u8);
-                    for peer in view.data_nodes.without(me).iter() {
-                        let p = usize::from(peer.0);
-                        let there = self.hosts[p].node.is_some()
-                            && !self.hosts[p].paused
-                            && self.reachable(h, p)
-                            && self.hosts[p].replicas[r][v].promised <= epoch
-                            && !self.hosts[p].replicas[r][v].stopped;
-                        let now = self.now;
-                        let lost = &mut self.hosts[h].replicas[r][v].lost_since;
-                        let since = *lost.entry(peer).or_insert(now);
-                        if there == view.in_sync.has(peer) {
-                            lost.insert(peer, now);
-                            continue;
-                        }
-                        if now - since < 300 * MS || (there && !self.grow) {
-                            continue;
-                        }
-                        let (in_sync, why) = if there {
-                            (view.in_sync.with(peer), SetChange::Synced)
-                        } else {
-                            (view.in_sync.without(peer), SetChange::Lost)
-                        };
-                        let generation = view.generation;
-                        let other = &self.hosts[p].replicas[r][v];
-                        let life =
-                            there.then_some((Incarnation(other.incarnation), Run(other.run)));
-                        let msg = ToControl::ProposeSet {
-                            epoch,
-                            generation,
-                            in_sync,
-                            peer,
-                            life,
-                            why,
-                        };
-                        self.later_replica(h, r, v, msg, 5);
-                    }
-                }
-            }
-        }
-    }
-
-    fn check(&mut self) {
-        for h in 0..self.hosts.len() {
-            let Some(node) = &self.hosts[h].node else {
-                continue;
-            };
-            let (term, leads, _) = node.consensus_facts();
-            if leads {
-                let leader = *self.leaders.entry(term).or_insert(h);
-                assert_eq!(leader, h, "two leaders in term {term}");
-            }
-            for (ix, record) in &node.state().resources {
-                let fact = (
-                    record.epoch,
-                    record.primary,
-                    record.volumes.iter().map(|v| v.in_sync).collect(),
-                );
-                let forced = record.history.back().is_some_and(|e| {
-                    matches!(
-                        e.change,
-                        Change::Primary {
-                            why: state::Promotion::Forced { .. },
-                            ..
-                        }
-                    )
-                });
-                if forced {
-                    self.forced.insert((*ix, record.generation));
-                }
-                let key = (*ix, record.generation);
-                let known = self.facts.entry(key).or_insert_with(|| fact.clone());
-                assert_eq!(
-                    *known, fact,
-                    "generation {} differs on n{h}",
-                    record.generation
-                );
-                if let Some(primary) = record.primary {
-                    let known = *self.primaries.entry((*ix, record.epoch)).or_insert(primary);
-                    assert_eq!(known, primary, "two primaries of epoch {}", record.epoch);
-                }
-            }
-        }
-        for r in 0..self.hosts[0].effects.len() {
-            let with_effects: Vec<_> = (0..self.hosts.len())
-                .filter(|&h| !self.hosts[h].effects[r].is_empty())
-                .collect();
-            assert!(
-                with_effects.len() <= 1,
-                "effects of r{r} on {with_effects:?} {:#?}",
-                self.picture()
-            );
-            let leased: Vec<_> = (0..self.hosts.len())
-                .filter(|&h| self.hosts[h].lease[r].is_some_and(|l| self.local(h) < l))
-                .collect();
-            assert!(
-                leased.len() <= 1,
-                "leases of r{r} on {leased:?} {:#?}",
-                self.picture()
-            );
-        }
-    }
-
-    /// Over the whole run: epochs and members from one generation to the next.
-    pub(super) fn check_history(&self) {
-        let mut last: BTreeMap<ResourceIx, (Gen, &Fact)> = BTreeMap::new();
-        for ((ix, generation), fact) in &self.facts {
-            if let Some((before, old)) = last.insert(*ix, (*generation, fact)) {
-                assert!(fact.0 >= old.0, "epoch went back");
-                assert!(fact.2.iter().all(|set| !set.is_empty()));
-                let next = before.next() == *generation;
-                if next && fact.0 > old.0 && !self.forced.contains(&(*ix, *generation)) {
-                    assert_eq!(fact.0, old.0.next());
-                    let primary = fact.1.expect("a new epoch has a primary");
-                    assert!(
-                        old.2.iter().all(|set| set.has(primary)),
-                        "{primary} was no member"
-                    );
-                    assert_eq!(fact.2, old.2, "a takeover leaves the sets alone");
-                }
-            }
         }
     }
 }

@@ -108,13 +108,19 @@ impl Node {
                     }
                 }
             }
-            ToControl::Deposed { epoch } => {
-                if let Some(mine) = self.resources[ix].holding()
-                    && epoch > mine
-                {
-                    self.stop(now, ix, mine, StepDownReason::Deposed, true);
+            ToControl::Deposed { epoch } => match self.resources[ix].phase {
+                // Its replica has met a primary of that epoch already: the record will follow.
+                Phase::Promising { stand, .. } if epoch >= stand.epoch => {
+                    self.withdraw(now, ix, stand);
                 }
-            }
+                _ => {
+                    if let Some(mine) = self.resources[ix].holding()
+                        && epoch > mine
+                    {
+                        self.stop(now, ix, mine, StepDownReason::Deposed, true);
+                    }
+                }
+            },
             ToControl::DiskFailed => self.resources[ix].locals[v].failed = true,
             ToControl::Stopped => self.resources[ix].locals[v].stopped = true,
         }
@@ -165,6 +171,8 @@ impl Node {
                 let recall = !local.recalled && started.promised > record.epoch;
                 self.resources[ix].locals[v].recalled = true;
                 if recall {
+                    // It goes back to the epoch of the record, so it must know that first.
+                    self.drive_views(ix, record);
                     self.tell_one(
                         ix,
                         v,

@@ -25,6 +25,8 @@ pub(crate) const RESOURCE: &str = "data";
 /// What differs between clusters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
+    /// Name of the cluster.
+    pub(crate) cluster: &'static str,
     /// Size of the volume in MiB.
     pub(crate) size_mib: u64,
     /// More lines for the volume.
@@ -34,6 +36,7 @@ pub(crate) struct Shape {
 impl Default for Shape {
     fn default() -> Self {
         Self {
+            cluster: "e2e",
             size_mib: 64,
             volume: "",
         }
@@ -81,8 +84,10 @@ impl Cluster {
         // Addresses of this process alone, so that scenarios can run side by side.
         let pid = std::process::id();
         let (b, c) = (pid >> 8 & 0xff, pid & 0xff);
-        let mut text =
-            format!("[cluster]\nname = \"e2e\"\nsecret_file = \"{secret}\"\nprofile = \"fast\"\n");
+        let mut text = format!(
+            "[cluster]\nname = \"{}\"\nsecret_file = \"{secret}\"\nprofile = \"fast\"\n",
+            self.shape.cluster
+        );
         for (i, name) in DATA.into_iter().chain([WITNESS]).enumerate() {
             text += &format!(
                 "\n[[node]]\nname = \"{name}\"\nid = {}\naddress = \"127.{b}.{c}.{}\"\nstate_dir = \"{}\"\n{}",

@@ -4,7 +4,7 @@ use super::Scenario;
 use crate::cluster::{Cluster, DATA, PATIENCE, RESOURCE, Shape, write_private};
 use crate::nbd::Volume;
 use crate::process::{Daemon, fails, wait};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 pub(super) const ALL: &[Scenario] = &[
     Scenario {
@@ -31,6 +31,11 @@ pub(super) const ALL: &[Scenario] = &[
         name: "refuse-foreign-backing",
         needs: &[],
         run: foreign_backing,
+    },
+    Scenario {
+        name: "refuse-used-backing",
+        needs: &[],
+        run: used_backing,
     },
     Scenario {
         name: "refuse-wrong-secret",
@@ -93,18 +98,44 @@ fn small_backing() -> Result<()> {
     Ok(())
 }
 
+/// A replica of another cluster, stopped in good order or not: it is not ours.
 fn foreign_backing() -> Result<()> {
-    let first = Cluster::started(Shape::default())?;
-    let other = first.backing("alpha");
+    let other = Cluster::started(Shape {
+        cluster: "other",
+        ..Shape::default()
+    })?;
     let mut cluster = Cluster::new(Shape::default())?;
-    // A replica of another cluster, stopped in good order or not: it is not ours.
-    let bytes = std::fs::read(&other)?;
+    let bytes = std::fs::read(other.backing("alpha"))?;
     std::fs::write(cluster.backing("alpha"), &bytes)?;
-    drop(first);
+    drop(other);
     cluster.start_all()?;
     cluster.wait_for("alpha", "quorum")?;
     let said = cluster.refused("alpha", &["create", RESOURCE], 11)?;
-    ensure!(said.contains("alpha"), "{said}");
+    ensure!(
+        said.contains("alpha") && said.contains("another cluster"),
+        "{said}"
+    );
+    ensure!(
+        std::fs::read(cluster.backing("alpha"))? == bytes,
+        "the file was changed"
+    );
+    Ok(())
+}
+
+/// Every node has lost its control state, and somebody creates the resource anew: the copies that
+/// served are not taken for leftovers.
+fn used_backing() -> Result<()> {
+    let mut cluster = Cluster::started(Shape::default())?;
+    Volume::connect(&cluster.nbd_socket("alpha"))?.write(0, 10, 1)?;
+    for node in ["alpha", "beta", "witness"] {
+        cluster.kill(node)?;
+        std::fs::remove_dir_all(cluster.state_dir(node))?;
+        std::fs::create_dir(cluster.state_dir(node))?;
+    }
+    let bytes = std::fs::read(cluster.backing("alpha"))?;
+    cluster.start_all()?;
+    cluster.wait_for("alpha", "quorum")?;
+    cluster.refused("alpha", &["create", RESOURCE], 11)?;
     ensure!(
         std::fs::read(cluster.backing("alpha"))? == bytes,
         "the file was changed"
@@ -143,17 +174,17 @@ fn wrong_secret() -> Result<()> {
         cluster.status("witness")?["quorum"] == false,
         "the stranger hears a majority"
     );
-    let log = std::fs::read_to_string(cluster.path("alpha.log"))?
-        + &std::fs::read_to_string(cluster.path("witness.log"))?;
-    ensure!(
-        log.contains("secret"),
-        "no log says why:\n{}",
-        cluster.logs()
-    );
-    ensure!(
-        !log.contains("ffffffffffffffff") && !log.contains("0123456789abcdef"),
-        "a log holds a secret"
-    );
+    let logs = || -> Result<String> {
+        let read = |node: &str| std::fs::read_to_string(cluster.path(&format!("{node}.log")));
+        Ok(read("alpha")? + &read("beta")? + &read("witness")?)
+    };
+    wait("a log to say why", PATIENCE, || {
+        Ok(logs()?.contains("secret"))
+    })
+    .with_context(|| cluster.logs())?;
+    let logs = logs()?;
+    let shown = logs.contains("ffffffffffffffff") || logs.contains("0123456789abcdef");
+    ensure!(!shown, "a log holds a secret");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Copies that fall behind, are blank or are distrusted, and become equal again.
 
 use super::Scenario;
-use crate::cluster::{Cluster, PATIENCE, Shape};
+use crate::cluster::{Cluster, PATIENCE, RESOURCE, Shape};
 use crate::nbd::{BLOCK, Volume};
 use crate::process::wait;
 use anyhow::{Result, ensure};
@@ -99,7 +99,12 @@ fn blank_replica() -> Result<()> {
 fn distrusted() -> Result<()> {
     let cluster = Cluster::started(Shape::default())?;
     Volume::connect(&cluster.nbd_socket("alpha"))?.write(0, 500, 1)?;
+    let before = cluster.ok("alpha", &["history", RESOURCE])?.lines().count();
     cluster.ok("alpha", &["resync", "data:beta"])?;
+    // Out of the set, and in again.
+    wait("beta to leave and come back", PATIENCE, || {
+        Ok(cluster.ok("alpha", &["history", RESOURCE])?.lines().count() >= before + 2)
+    })?;
     cluster.wait_for("alpha", "synced")?;
     cluster.ok("alpha", &["verify", "data:beta"])?;
     compare(cluster)

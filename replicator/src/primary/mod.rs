@@ -347,6 +347,8 @@ impl Primary {
         self.recheck(ctx);
         self.try_open(ctx);
         self.apply_invalidate(ctx);
+        // With a member gone, blocks that were in doubt on it alone are in doubt no more.
+        self.wake_awaiting(ctx);
         for peer in ctx.others().iter() {
             self.consider(ctx, peer);
         }

@@ -285,6 +285,23 @@ fn a_cluster_is_created_serves_hands_over_and_restarts() {
         e.contains("state_dir") && e.contains(&std::process::id().to_string()),
         "{e}"
     );
+    let timeline = c.ask("a", &Request::Timeline { after: 0 }).unwrap();
+    let ApiAnswer::Timeline(entries) = timeline else {
+        panic!("{timeline:?}")
+    };
+    let kinds: Vec<&str> = entries.iter().map(|e| e.kind.as_str()).collect();
+    let at = |kind| {
+        kinds
+            .iter()
+            .position(|k| *k == kind)
+            .unwrap_or_else(|| panic!("no {kind} in {kinds:?}"))
+    };
+    assert!(
+        at("promoted") < at("opened")
+            && at("opened") < at("device-open")
+            && at("device-open") < at("up")
+    );
+    assert!(entries.windows(2).all(|w| w[0].number < w[1].number));
     let history = c.ask("w", &Request::History).unwrap();
     let ApiAnswer::History(lines) = history else {
         panic!("{history:?}")

@@ -73,6 +73,20 @@ pub struct SeedReport {
     pub tail: Vec<String>,
 }
 
+impl SeedReport {
+    fn nothing(seed: u64) -> Self {
+        Self {
+            seed,
+            outcome: Outcome::Well,
+            hash: 0,
+            events: 0,
+            ops: 0,
+            marks: BTreeMap::new(),
+            tail: Vec::new(),
+        }
+    }
+}
+
 /// What all seeds came to.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Summary {
@@ -109,7 +123,13 @@ pub fn run_seed(seed: u64, options: &SimOptions) -> SeedReport {
 }
 
 fn run_once(seed: u64, options: &SimOptions) -> SeedReport {
-    let scenario = Scenario::draw(seed, options.swarm);
+    let mut scenario = Scenario::draw(seed, options.swarm);
+    if let Some(planted) = options.planted {
+        if !crate::planted::suits(planted, &scenario) {
+            return SeedReport::nothing(seed);
+        }
+        crate::planted::provoke(planted, &mut scenario);
+    }
     let mut world = World::new(scenario, options.planted, options.verbose);
     // An assertion of a state machine is a finding as any other.
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));

@@ -409,25 +409,14 @@ impl World {
         match msg {
             rep::ToControl::Opened { epoch } => self.opened(n, epoch.0),
             rep::ToControl::DiskFailed => self.trace.mark("disk failed"),
-            rep::ToControl::ProposeSet {
-                why,
-                peer,
-                generation,
-                ..
-            } => {
-                self.trace.mark(match why {
-                    rep::SetChange::Lost => "member lost",
-                    rep::SetChange::Slow => "member slow",
-                    rep::SetChange::DiskFailed => "member's disk failed",
-                    rep::SetChange::Restarted => "member restarted",
-                    rep::SetChange::Invalidated => "member invalidated",
-                    rep::SetChange::Synced => "member synced",
-                });
-                let peer = &mut self.nodes[usize::from(peer.0)];
-                if *why == rep::SetChange::Synced && peer.proposed.1 != generation.0 {
-                    peer.proposed = (self.now, generation.0);
-                }
-            }
+            rep::ToControl::ProposeSet { why, .. } => self.trace.mark(match why {
+                rep::SetChange::Lost => "member lost",
+                rep::SetChange::Slow => "member slow",
+                rep::SetChange::DiskFailed => "member's disk failed",
+                rep::SetChange::Restarted => "member restarted",
+                rep::SetChange::Invalidated => "member invalidated",
+                rep::SetChange::Synced => "member synced",
+            }),
             rep::ToControl::Stopped => self.trace.mark("replica stopped in good order"),
             rep::ToControl::Started { .. }
             | rep::ToControl::Promised { .. }
@@ -437,6 +426,12 @@ impl World {
     }
 
     fn replica_note(&mut self, n: usize, note: rep::Note) {
+        let primary = self.checks.promotion.committed().and_then(|v| v.primary);
+        if let rep::Note::Attached { peer, .. } = &note
+            && primary == Some(self.nodes[n].id)
+        {
+            self.nodes[usize::from(peer.0)].attached_at = self.now;
+        }
         match &note {
             rep::Note::Attached { member: true, .. } => self.trace.mark("member attached"),
             rep::Note::Attached { member: false, .. } => self.trace.mark("non-member attached"),
@@ -563,7 +558,12 @@ impl World {
             | control::Note::SetChanged { .. } => {}
         }
         // What is applied again after a start is no news.
-        let stale = matches!(note, control::Note::VoterAdmitted { .. } | control::Note::Promoted { .. } | control::Note::SetChanged { .. });
+        let stale = matches!(
+            note,
+            control::Note::VoterAdmitted { .. }
+                | control::Note::Promoted { .. }
+                | control::Note::SetChanged { .. }
+        );
         if stale {
             self.trace.line(self.now, me, || format!("{note:?}"));
         } else {

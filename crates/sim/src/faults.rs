@@ -31,6 +31,8 @@ pub enum Undo {
     Fast { node: usize },
     /// A failed disk is replaced by a blank one.
     Replace { node: usize },
+    /// A new primary is struck.
+    Strike { node: usize, life: u64 },
     /// A daemon has stopped in good order (or takes too long about it).
     Stopped { node: usize, life: u64 },
 }
@@ -152,6 +154,30 @@ impl World {
                 self.admin(n, request);
             }
             Fault::CleanRestart => self.stop_cleanly(n),
+            Fault::Aftermath => self.strike_at_opening = true,
+        }
+    }
+
+    /// A second failure in the middle of a failover.
+    pub(crate) fn strike(&mut self, n: usize) {
+        if !std::mem::take(&mut self.strike_at_opening) || self.healed_at.is_some() {
+            return;
+        }
+        let delay = self.rng.fault.below(30 * MS);
+        let life = self.nodes[n].life;
+        self.agenda
+            .at(self.now + delay, Ev::Undo(Undo::Strike { node: n, life }));
+    }
+
+    fn struck(&mut self, n: usize) {
+        self.trace.mark("struck while opening");
+        match self.rng.fault.below(3) {
+            0 => self.kill(n),
+            1 => {
+                let delay = self.downtime();
+                self.cut_power(n, delay);
+            }
+            _ => self.pause(n),
         }
     }
 
@@ -441,6 +467,11 @@ impl World {
                 if self.nodes[node].bad_disk {
                     let delay = self.downtime();
                     self.replace_disk(node, delay);
+                }
+            }
+            Undo::Strike { node, life } => {
+                if self.nodes[node].life == life && self.healed_at.is_none() {
+                    self.struck(node);
                 }
             }
             Undo::Stopped { node, life } => {

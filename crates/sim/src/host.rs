@@ -35,7 +35,7 @@ impl World {
                 2 * MS
             }
             HostStep::CloseDevice { forced: true } | HostStep::Unmount { forced: true } => 5 * MS,
-            _ => 60 * MS,
+            _ => self.scenario.host_ns,
         };
         let at = self.now + self.rng.host.below(delay);
         self.agenda.at(

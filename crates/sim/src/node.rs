@@ -107,8 +107,8 @@ pub struct SimNode {
     pub lossy: bool,
     /// When it last lost its power or got another disk.
     pub lost_at: u64,
-    /// When a primary began to propose it as a member, and compared with which generation.
-    pub proposed: (u64, u64),
+    /// When a primary last took it into a session.
+    pub attached_at: u64,
     /// Its disk is blank or was replaced, and no commit has taken it in since.
     pub strange_disk: bool,
     /// Its disk returns errors until replaced.

@@ -1,5 +1,6 @@
 //! Bugs planted to test the checkers: each switches one rule off, and the run must say so.
 
+use crate::scenario::{Fault, MS, S, Scenario, US};
 use holdfast_replicator::Planted;
 
 /// Every bug, with the guarantees whose checkers may be the ones to catch it.
@@ -18,5 +19,65 @@ pub const ALL: [(Planted, &[&str]); 10] = [
 
 /// The bug of this name.
 pub fn find(name: &str) -> Option<Planted> {
-    ALL.iter().map(|(p, _)| *p).find(|p| format!("{p:?}") == name)
+    ALL.iter()
+        .map(|(p, _)| *p)
+        .find(|p| format!("{p:?}") == name)
+}
+
+/// Has the bug any effect in a cluster of this kind?
+pub fn suits(planted: Planted, scenario: &Scenario) -> bool {
+    match planted {
+        // In doubt between members that are both there: with two data nodes one of them is gone.
+        Planted::ServeBeforeReconcile => scenario.data_nodes >= 3,
+        _ => true,
+    }
+}
+
+/// Shapes a scenario so that a bug that needs a rare constellation has its chance. The faults stay drawn from the
+/// seed; only which there are, and how dense the load is, is set.
+pub fn provoke(planted: Planted, scenario: &mut Scenario) {
+    let busy = |scenario: &mut Scenario| {
+        scenario.mix.reads = 45;
+        scenario.mix.hot = 90;
+        scenario.mix.blocks_max = 1;
+        scenario.mix.zeroes = 0;
+        scenario.mix.ragged = 0;
+        scenario.mix.burst_max = 16;
+        scenario.mix.depth_max = 32;
+        scenario.mix.gap_ns = 2 * MS;
+        scenario.host_ns = 200 * US;
+    };
+    match planted {
+        Planted::ReadWithoutLock => {
+            busy(scenario);
+            scenario.faults = vec![(Fault::PowerCut, S)];
+            scenario.frame_delay.spread_ns = 3 * MS;
+        }
+        Planted::ServeBeforeReconcile => {
+            busy(scenario);
+            scenario.faults = vec![(Fault::PowerCut, S), (Fault::Aftermath, S)];
+            scenario.frame_delay.spread_ns = 3 * MS;
+        }
+        Planted::PromiseUnstored => {
+            busy(scenario);
+            scenario.wild_clocks = true;
+            for (n, drift) in scenario.drift_ppm.iter_mut().enumerate() {
+                *drift = if n % 2 == 0 { -400_000 } else { 400_000 };
+            }
+            scenario.faults = vec![
+                (Fault::Pause, S),
+                (Fault::DiskSlow, S),
+                (Fault::DiskHang, S),
+                (Fault::Partition, S),
+                (Fault::Aftermath, S),
+            ];
+        }
+        Planted::AckBeforePeers
+        | Planted::ResyncWithoutLock
+        | Planted::ClearBitsOnAttach
+        | Planted::EvictWithoutTrace
+        | Planted::GrowWithoutFlush
+        | Planted::FlushLocally
+        | Planted::AckBeforeShrink => {}
+    }
 }

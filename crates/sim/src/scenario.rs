@@ -48,11 +48,13 @@ pub enum Fault {
     Verify,
     /// The daemon is stopped in good order and started again.
     CleanRestart,
+    /// A new primary is struck again right after it opened.
+    Aftermath,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Kill,
         Self::PowerCut,
         Self::PowerAll,
@@ -68,6 +70,7 @@ impl Fault {
         Self::Promote,
         Self::Verify,
         Self::CleanRestart,
+        Self::Aftermath,
     ];
 }
 
@@ -123,6 +126,8 @@ pub struct Scenario {
     pub drift_ppm: Vec<i32>,
     /// The clocks break the stated bound: G5 is not claimed, all else is.
     pub wild_clocks: bool,
+    /// A host step takes up to this long, in nanoseconds.
+    pub host_ns: u64,
     /// What the application does.
     pub mix: Mix,
     /// Fault classes of this run and the usual time between two of a class, in nanoseconds.
@@ -185,7 +190,9 @@ impl Scenario {
             true => DRIFT_PPM_MAX,
             false => 0,
         };
-        let drift_ppm = (0..nodes).map(|_| r.between(0, 2 * drift) as i32 - drift as i32).collect();
+        let drift_ppm = (0..nodes)
+            .map(|_| r.between(0, 2 * drift) as i32 - drift as i32)
+            .collect();
         let mut faults = Vec::new();
         for fault in Fault::ALL {
             let on = r.coin();
@@ -207,6 +214,7 @@ impl Scenario {
             duplicates,
             drift_ppm,
             wild_clocks,
+            host_ns: *r.pick(&[200 * US, 60 * MS]),
             mix: mix(r, geometry),
             faults,
             safety_ns: r.between(4, 20) * S,

@@ -10,6 +10,17 @@ use holdfast_types::{NodeId, NodeSet};
 /// Time between two comparisons of all replicas (besides those at crashes).
 const COMPARE_NS: u64 = 250 * MS;
 
+/// Among whom the newest primary was chosen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Choice {
+    epoch: u64,
+    members: NodeSet,
+    /// One that had kept its cache.
+    clean: Option<NodeId>,
+    /// One whose disk was not replaced.
+    whole: Option<NodeId>,
+}
+
 impl World {
     /// A node applied a record.
     pub(crate) fn committed(&mut self, n: usize, view: View) {
@@ -28,8 +39,8 @@ impl World {
         });
         for m in change.grown.iter() {
             let node = &mut self.nodes[usize::from(m.0)];
-            // What it lost after it was counted it lost for good, however late the commit.
-            if node.lost_at < node.proposed.0 {
+            // What it lost since the session in which it was made equal it lost for good, however late the commit.
+            if node.lost_at < node.attached_at {
                 node.unclean = false;
                 node.lossy = false;
                 node.strange_disk = false;
@@ -39,37 +50,47 @@ impl World {
                 }
             }
         }
-        if let Some((primary, members)) = change.promoted {
+        if let Some((_, members)) = change.promoted {
             self.trace.mark("promoted");
-            self.may_have_lost(primary, members);
+            let clean = |m: &&crate::node::SimNode| members.has(m.id) && !m.unclean;
+            let whole = |m: &&crate::node::SimNode| members.has(m.id) && !m.strange_disk;
+            self.choice = Choice {
+                epoch: view.epoch.0,
+                members,
+                clean: self.nodes.iter().find(clean).map(|m| m.id),
+                whole: self.nodes.iter().find(whole).map(|m| m.id),
+            };
         }
     }
 
-    /// A node whose cache was lost is promoted: that is permitted only if no member kept its own, or by policy.
-    fn may_have_lost(&mut self, primary: NodeId, members: NodeSet) {
-        let node = &self.nodes[usize::from(primary.0)];
-        if !node.unclean {
+    /// A node whose cache was lost opens: that is permitted only if no member was known to have kept its own when it was
+    /// promoted, or by policy. (That such a node is named primary is no harm: its proposal may commit long after it died.)
+    fn may_have_lost(&mut self, n: usize, epoch: u64) {
+        let node = &self.nodes[n];
+        let (id, choice) = (node.id, self.choice);
+        if !node.unclean || choice.epoch != epoch {
             return;
         }
-        let clean = self
-            .nodes
-            .iter()
-            .find(|m| members.has(m.id) && !m.unclean)
-            .map(|m| m.id);
-        if let (Some(clean), true, false) = (clean, node.lossy, self.scenario.unclean_allow) {
+        if let (Some(whole), true) = (choice.whole, node.strange_disk) {
             return self.fail(format!(
-                "G3: {primary} lost its cache and is promoted, although member {clean} did not"
+                "G3: {id} has a blank disk and serves, although {whole} had the data"
             ));
         }
-        self.trace.mark("an unclean member is promoted");
+        if let (Some(clean), true, false) = (choice.clean, node.lossy, self.scenario.unclean_allow)
+        {
+            return self.fail(format!(
+                "G3: {id} lost its cache and serves, although member {clean} did not"
+            ));
+        }
+        self.trace.mark("an unclean member serves");
         self.checks.history.rollback();
-        for m in members.iter() {
+        for m in choice.members.iter() {
             let node = &mut self.nodes[usize::from(m.0)];
-            if node.unclean && (m == primary || !node.strange_disk) {
+            if m == id || !node.strange_disk {
                 node.lossy = false;
             }
         }
-        self.nodes[usize::from(primary.0)].unclean = false;
+        self.nodes[n].unclean = false;
     }
 
     /// A node's device opens.
@@ -80,8 +101,10 @@ impl World {
         });
         let result = self.checks.exclusive.opened(n, epoch);
         self.must(result);
+        self.may_have_lost(n, epoch);
         self.checks.history.opened(self.now, epoch);
         self.nodes[n].open_epoch = Some(epoch);
+        self.strike(n);
     }
 
     /// The operator's `create`, repeated until it is done.

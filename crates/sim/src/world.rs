@@ -138,6 +138,9 @@ pub struct World {
     pub trace: Trace,
     pub(crate) layout: Layout,
     pub(crate) created: bool,
+    pub(crate) choice: crate::truth::Choice,
+    /// The next node that opens is struck.
+    pub(crate) strike_at_opening: bool,
     /// A voter has lost its control state in this run.
     pub(crate) state_lost: bool,
     pub(crate) admin_id: u64,
@@ -192,6 +195,8 @@ impl World {
             trace: Trace::new(verbose),
             layout,
             created: false,
+            choice: crate::truth::Choice::default(),
+            strike_at_opening: false,
             state_lost: false,
             admin_id: 0,
             healed_at: None,
@@ -267,7 +272,7 @@ impl World {
             unclean: false,
             lossy: false,
             lost_at: 0,
-            proposed: (0, 0),
+            attached_at: 0,
             strange_disk: false,
             bad_disk: false,
             timers: [None; 2],

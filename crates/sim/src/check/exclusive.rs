@@ -14,7 +14,10 @@ pub struct Exclusive {
 impl Exclusive {
     /// For a run in which it is claimed, or not.
     pub fn new(claimed: bool) -> Self {
-        Self { claimed, ..Self::default() }
+        Self {
+            claimed,
+            ..Self::default()
+        }
     }
 
     /// A host has side effects of the resource from now on, or none any more.

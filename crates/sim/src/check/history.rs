@@ -289,7 +289,10 @@ impl History {
     pub fn holds_all(&self, cached: &[u8], stable: &[u8]) -> Result<(), String> {
         for (at, cell) in (0..).zip(&self.cells) {
             if let Some(stale) = self.stale(at, cell_of(cached, at), cell.acked) {
-                return Err(format!("writes begun by {} are acknowledged, but cell {at} holds {stale}", cell.acked));
+                return Err(format!(
+                    "writes begun by {} are acknowledged, but cell {at} holds {stale}",
+                    cell.acked
+                ));
             }
             if let Some(stale) = self.stale(at, cell_of(stable, at), cell.stable) {
                 return Err(format!(

@@ -15,7 +15,7 @@ use crate::config::{Config, Planted};
 use crate::{Action, DiskError, DiskOp, IoId, Note, Now, ToControl, View};
 use bytes::Bytes;
 use holdfast_meta::{Layout, Superblock, Transaction, Unsaved};
-use holdfast_types::{BlockRange, DiskState, Epoch, NodeId, NodeSet};
+use holdfast_types::{BlockRange, DiskState, Epoch, NodeId, NodeSet, SessionId};
 use holdfast_wire::{Frame, Hello};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -71,7 +71,8 @@ enum Purpose {
     Role { life: Life, io: RoleIo, write: bool },
 }
 
-/// What goes on when bits are saved, a superblock is written, or the replica's own flush ended.
+/// What goes on when bits are saved, a superblock is written, or the replica's own flush ended. Each says for
+/// whom, so that the end of an earlier write is never taken for that of a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
     /// Nothing waits.
@@ -82,14 +83,14 @@ pub(crate) enum After {
     Start,
     /// The stop goes on.
     Stop,
-    /// The promise is stored.
-    Promise,
-    /// The session may be answered.
-    Attach,
-    /// The device may open.
-    Open,
-    /// The cut may be answered.
-    Cut,
+    /// The promise of this epoch is stored.
+    Promise(Epoch),
+    /// This session may be answered.
+    Attach(Epoch, SessionId),
+    /// The device may open, in this life.
+    Open(Life),
+    /// The cut of this number (the secondary's own) may be answered.
+    Cut(u64),
 }
 
 /// Something that ended and concerns a role.

@@ -17,7 +17,7 @@ use crate::locks::{LockId, Mode, RangeLocks};
 use crate::{Note, ToControl, View};
 use bytes::Bytes;
 use holdfast_meta::Unsaved;
-use holdfast_types::{BlockRange, DiskState, Epoch, Gen, NodeId, NodeSet, Seq};
+use holdfast_types::{BlockRange, DiskState, Epoch, Gen, NodeId, NodeSet, Seq, SessionId};
 use holdfast_wire::{Attach, Frame, Refusal, Stamp};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -87,8 +87,8 @@ pub(crate) struct Follower {
     recv: BTreeMap<RecvId, Recv>,
     locks: RangeLocks<RecvId>,
     barriers: VecDeque<Barrier>,
-    /// A cut whose bitmaps (and trust) are being saved: stamp and token.
-    cut: Option<(Stamp, u64)>,
+    /// A cut whose bitmaps are being saved: its number here, stamp and token.
+    cut: Option<(u64, Stamp, u64)>,
     /// The record the session went by, if its cut is confirmed: a later one that names this node makes it a member.
     confirmed: Option<Gen>,
     generation: Gen,
@@ -255,7 +255,7 @@ impl Follower {
             self.open_to_bits(ctx);
             let (_, storing) = self.promising.as_mut().expect("just seen");
             *storing = true;
-            ctx.store(After::Promise);
+            ctx.store(After::Promise(ctx.superblock.promised));
             return;
         }
         let Some((_, attach, storing)) = self.attaching.as_mut() else {
@@ -265,7 +265,8 @@ impl Follower {
             return;
         }
         *storing = true;
-        let (epoch, member) = (attach.stamp.epoch, attach.member);
+        let (stamp, member) = (attach.stamp, attach.member);
+        let epoch = stamp.epoch;
         // A member whose primary lives goes on with what is open: the primary sends again what it has no answer to (rule 27).
         if !(member && epoch == self.open_epoch) {
             self.open_to_bits(ctx);
@@ -285,26 +286,27 @@ impl Follower {
         ctx.superblock.epoch = epoch;
         ctx.superblock.disk = disk;
         if unchanged {
-            self.attached(ctx);
+            self.attached(ctx, stamp.epoch, stamp.session);
         } else {
-            ctx.store(After::Attach);
+            ctx.store(After::Attach(stamp.epoch, stamp.session));
         }
     }
 
-    pub(crate) fn promised(&mut self, ctx: &mut Ctx) {
-        if let Some((epoch, true)) = self.promising
-            && epoch == ctx.superblock.promised
-        {
+    pub(crate) fn promised(&mut self, ctx: &mut Ctx, epoch: Epoch) {
+        if self.promising == Some((epoch, true)) {
             self.promising = None;
             ctx.control(ToControl::Promised { epoch });
         }
     }
 
     /// The superblock of a session is on disk: answer it.
-    pub(crate) fn attached(&mut self, ctx: &mut Ctx) {
+    pub(crate) fn attached(&mut self, ctx: &mut Ctx, epoch: Epoch, session: SessionId) {
         let Some((peer, attach, true)) = self.attaching.clone() else {
             return;
         };
+        if (attach.stamp.epoch, attach.stamp.session) != (epoch, session) {
+            return; // of a session that another one has taken the place of
+        }
         self.attaching = None;
         self.session = Some((peer, attach.stamp));
         self.open_epoch = attach.stamp.epoch;
@@ -391,7 +393,7 @@ impl Follower {
                 self.take_bitmaps(ctx, &bitmaps);
                 self.barrier(ctx, stamp, token, true);
             }
-            Frame::Grown { stamp, node } if ours(stamp) && node != ctx.me() => {
+            Frame::Grown { stamp, node } if ours(stamp) && ctx.others().has(node) => {
                 ctx.bits.replace(node, &[]);
             }
             Frame::Resync {
@@ -678,11 +680,11 @@ impl Follower {
         }
         let barrier = self.barriers.pop_front().expect("just seen");
         if barrier.cut {
-            self.cut = Some((barrier.stamp, barrier.token));
+            self.cut = Some((barrier.id, barrier.stamp, barrier.token));
             if ctx.unclean {
                 ctx.trust(DiskState::Syncing, After::Nothing);
             }
-            ctx.save_bits(Unsaved::Clear, After::Cut);
+            ctx.save_bits(Unsaved::Clear, After::Cut(barrier.id));
         } else {
             self.answer(
                 ctx,
@@ -697,8 +699,8 @@ impl Follower {
     }
 
     /// The bitmaps of a cut are on disk.
-    pub(crate) fn cut_saved(&mut self, ctx: &mut Ctx) {
-        if let Some((stamp, token)) = self.cut.take() {
+    pub(crate) fn cut_saved(&mut self, ctx: &mut Ctx, id: u64) {
+        if let Some((_, stamp, token)) = self.cut.take_if(|(cut, ..)| *cut == id) {
             self.confirmed = Some(self.generation);
             self.answer(ctx, stamp, Frame::CutDone { stamp, token });
             self.pump_barriers(ctx);

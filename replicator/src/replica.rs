@@ -411,9 +411,11 @@ impl Replica {
                 Wake::Log(LogUser::Recv(id)) => f.logged(&mut self.ctx, id),
                 Wake::Io(io, bytes) => f.io(&mut self.ctx, io, bytes),
                 Wake::Drained => f.drained(&mut self.ctx),
-                Wake::Stored(After::Promise) => f.promised(&mut self.ctx),
-                Wake::Stored(After::Attach) => f.attached(&mut self.ctx),
-                Wake::Saved(After::Cut) => f.cut_saved(&mut self.ctx),
+                Wake::Stored(After::Promise(epoch)) => f.promised(&mut self.ctx, epoch),
+                Wake::Stored(After::Attach(epoch, session)) => {
+                    f.attached(&mut self.ctx, epoch, session)
+                }
+                Wake::Saved(After::Cut(id)) => f.cut_saved(&mut self.ctx, id),
                 Wake::LogWritten => f.log_written(&mut self.ctx),
                 Wake::DiskFailed => f.disk_failed(&mut self.ctx),
                 Wake::ReadFailed(io, error) => self.ctx.fail_disk(&format!("{io:?}: {error:?}")),

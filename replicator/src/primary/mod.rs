@@ -254,7 +254,7 @@ impl Primary {
             ctx.superblock.disk = DiskState::UpToDate;
             ctx.store(After::Nothing);
         }
-        ctx.save_bits(Unsaved::Set, After::Open);
+        ctx.save_bits(Unsaved::Set, After::Open(ctx.life));
     }
 
     /// The in-doubt bits are on disk: the device may open (rule 16).
@@ -479,7 +479,7 @@ impl Primary {
     pub(crate) fn wake(&mut self, ctx: &mut Ctx, wake: Wake) {
         match wake {
             Wake::Log(LogUser::Piece(piece)) => self.piece_logged(ctx, piece),
-            Wake::Saved(After::Open) => self.marked(ctx),
+            Wake::Saved(After::Open(life)) if life == ctx.life => self.marked(ctx),
             Wake::Io(io, bytes) => match io {
                 RoleIo::PieceRead(piece) => self.piece_read(ctx, piece, bytes),
                 RoleIo::LocalWrite(seq) => self.local_written(ctx, seq),

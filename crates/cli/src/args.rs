@@ -9,6 +9,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+/// Environment variable that names the NBD socket of a record server's volume.
+pub(crate) const NBD_VARIABLE: &str = "HOLDFAST_NBD_UNIX";
 /// Where the configuration is unless said otherwise.
 const CONFIG: &str = "/etc/holdfast/cluster.toml";
 
@@ -85,6 +87,16 @@ Example:
   holdfast sim --seeds 2000
   holdfast sim --seed 1234          replay one, with its trace")]
     Sim(SimArgs),
+    /// Start a cluster here, break it while a service writes, and check that nothing was lost
+    #[command(after_help = "\
+Example:
+  holdfast demo
+  holdfast demo --fault partition --json
+  holdfast demo --with postgres --seconds 30
+
+As root every node has a machine made of namespaces, and the volume is a block device with a filesystem;
+without root there is less, and the command says what and why. Nothing is left behind.")]
+    Demo(DemoArgs),
     /// For tests: cut a node off from the others, or end that
     #[command(hide = true)]
     Isolate(IsolateArgs),
@@ -133,6 +145,9 @@ pub(crate) struct NodeArgs {
     /// For tests: faults may be asked for at the API socket
     #[arg(long, hide = true)]
     pub(crate) allow_faults: bool,
+    /// For tests: die with this process, the parent
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) parent: Option<i32>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -251,6 +266,71 @@ pub(crate) struct SimArgs {
     pub(crate) verbose: bool,
 }
 
+/// The fault of the demonstration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoFault {
+    /// SIGKILL for the primary's daemon, which is started again
+    Kill,
+    /// SIGSTOP, later SIGCONT
+    Stop,
+    /// The primary's link is cut, later healed
+    Partition,
+    /// The primary's machine loses power, and what its store had not flushed is gone
+    Power,
+}
+
+/// The workload of the demonstration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoWorkload {
+    /// The built-in record server
+    Records,
+    /// PostgreSQL, with committed inserts (root only)
+    Postgres,
+}
+
+/// Timings of the demonstration's cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoProfile {
+    /// As without a setting
+    Lan,
+    /// The shortest failover
+    Fast,
+    /// Machines that pause now and then
+    Cloud,
+}
+
+impl From<DemoProfile> for holdfast_config::Profile {
+    fn from(profile: DemoProfile) -> Self {
+        match profile {
+            DemoProfile::Lan => Self::Lan,
+            DemoProfile::Fast => Self::Fast,
+            DemoProfile::Cloud => Self::Cloud,
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DemoArgs {
+    /// What happens to the primary
+    #[arg(long, value_enum, default_value = "kill")]
+    pub(crate) fault: DemoFault,
+    /// What runs on the volume
+    #[arg(long, value_enum, default_value = "records")]
+    pub(crate) with: DemoWorkload,
+    /// How long the workload runs, in seconds, without the failover; the fault comes in the middle
+    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+    /// Leave the cluster running until Ctrl-C, and say how to reach it
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Timings of the cluster
+    #[arg(long, value_enum, default_value = "lan", hide = true)]
+    pub(crate) profile: DemoProfile,
+    /// Keep the nodes' logs in this directory
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) logs: Option<PathBuf>,
+}
+
 #[derive(Debug, ClapArgs)]
 #[group(id = "log", required = true, multiple = false)]
 pub(crate) struct LogArgs {
@@ -258,7 +338,7 @@ pub(crate) struct LogArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) file: Option<PathBuf>,
     /// Keep the records on the volume behind this NBD unix socket
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", env = NBD_VARIABLE, hide_env = true)]
     pub(crate) nbd_unix: Option<PathBuf>,
 }
 

@@ -10,6 +10,7 @@ use holdfast_node::api_types::{
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where a daemon's socket is if there is no configuration to say so.
 const SOCKET: &str = "/var/lib/holdfast/api.sock";
@@ -18,12 +19,25 @@ const SOCKET: &str = "/var/lib/holdfast/api.sock";
 #[derive(Debug)]
 pub(crate) struct Client {
     socket: PathBuf,
+    /// How long any piece of an answer may take.
+    patience: Option<Duration>,
 }
 
 impl Client {
     /// The daemon at this socket.
     pub(crate) fn at(socket: PathBuf) -> Self {
-        Self { socket }
+        Self {
+            socket,
+            patience: None,
+        }
+    }
+
+    /// The same with a limit to how long it may be silent: a stopped daemon accepts and never answers.
+    pub(crate) fn within(self, patience: Duration) -> Self {
+        Self {
+            patience: Some(patience),
+            ..self
+        }
     }
 
     /// The daemon the command line means.
@@ -84,6 +98,9 @@ impl Client {
             reason: e.to_string(),
         };
         let mut stream = UnixStream::connect(&self.socket).map_err(unreachable)?;
+        stream
+            .set_read_timeout(self.patience)
+            .map_err(unreachable)?;
         let mut line =
             serde_json::to_string(request).context("a request cannot be written as JSON")?;
         line.push('\n');

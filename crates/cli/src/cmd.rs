@@ -1,6 +1,7 @@
 //! One file per command, or per few that only ask the daemon one thing.
 
 mod admin;
+mod demo;
 mod fencer;
 mod node;
 mod progress;
@@ -29,6 +30,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Command::History(args) => admin::history(&args, json),
         Command::Stop(args) => admin::stop(&args, json),
         Command::Isolate(args) => admin::isolate(&args, json),
+        Command::Demo(args) => demo::run(&args, json),
         Command::Sim(args) => sim::run(&args, json),
         Command::Fencer => fencer::run(),
         Command::RecordClient(args) => record_client::run(&args, json),

@@ -18,6 +18,7 @@ Exit status:
   16  a disk or a file does not do what it should
   17  this node lacks newer data; the message says how to force
   20  internal error
+ 130  a signal ended it
 
 Environment:
   HOLDFAST_CONFIG, HOLDFAST_NAME, HOLDFAST_SOCKET  like --config, --name, --socket
@@ -63,6 +64,9 @@ pub(crate) enum Failure {
     /// What was checked is not so.
     #[error("{0}")]
     CheckFailed(String),
+    /// A signal.
+    #[error("ended by a signal; nothing is left behind")]
+    Interrupted,
     /// Anything else.
     #[error("{0:#}")]
     Internal(#[from] anyhow::Error),
@@ -73,6 +77,7 @@ impl Failure {
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::CheckFailed(_) => 1,
+            Self::Interrupted => 130,
             Self::Config(_) | Self::Usage { .. } => 10,
             Self::Unreachable { .. } => 12,
             Self::TimedOut { .. } => 13,
@@ -110,7 +115,9 @@ impl Failure {
             Self::Api(error) => return error.clone(),
             Self::Config(_) | Self::Usage { .. } => ErrorCode::BadRequest,
             Self::TimedOut { .. } => ErrorCode::TimedOut,
-            Self::Unreachable { .. } | Self::CheckFailed(_) => ErrorCode::Refused,
+            Self::Unreachable { .. } | Self::CheckFailed(_) | Self::Interrupted => {
+                ErrorCode::Refused
+            }
             Self::Internal(_) => ErrorCode::Internal,
         };
         let text = self.to_string();
@@ -137,6 +144,7 @@ mod tests {
         };
         let failures = [
             Failure::CheckFailed("m".into()),
+            Failure::Interrupted,
             Failure::Usage {
                 message: "m".into(),
                 fix: "f".into(),
@@ -159,7 +167,7 @@ mod tests {
             api(ErrorCode::Internal),
         ];
         for failure in failures {
-            let row = format!("\n  {:>2}  ", failure.exit_status());
+            let row = format!("\n{:>4}  ", failure.exit_status());
             assert!(EXIT_STATUS_HELP.contains(&row), "{failure:?}");
         }
     }

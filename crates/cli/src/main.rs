@@ -1,7 +1,7 @@
 //! `holdfast`, the binary: one for the daemon, its operators, the simulator and the demonstration.
 //!
 //! Rooms: `args` (the command line), `cmd` (one file per command), `client` (talks to a daemon),
-//! `render` (status for people), `record` (the record server and its client), `failure` (what can
+//! `render` (status for people), `demo` (the demonstration), `record` (the record server and its client), `failure` (what can
 //! go wrong, and the exit status for it).
 //!
 //! Invariant: the exit status is 0 only if what was asked for is so.
@@ -11,6 +11,7 @@
 mod args;
 mod client;
 mod cmd;
+mod demo;
 mod failure;
 mod record;
 mod render;

@@ -2,8 +2,10 @@
 
 use crate::args::NodeArgs;
 use crate::failure::Failure;
+use anyhow::{Context, ensure};
 use holdfast_config::Config;
 use holdfast_node::NodeOptions;
+use nix::sys::signal::Signal;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
@@ -11,6 +13,9 @@ use tracing_subscriber::EnvFilter;
 const LOG: &str = "HOLDFAST_LOG";
 
 pub(super) fn run(args: NodeArgs) -> Result<(), Failure> {
+    if let Some(parent) = args.parent {
+        die_with(parent)?;
+    }
     let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -34,4 +39,15 @@ pub(super) fn run(args: NodeArgs) -> Result<(), Failure> {
         ..NodeOptions::new(args.config, args.name)
     };
     Ok(holdfast_node::run(options)?)
+}
+
+/// Has the kernel kill this process when its parent ends.
+fn die_with(parent: i32) -> anyhow::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("asking to die with the parent")?;
+    // It may have ended before that.
+    ensure!(
+        nix::unistd::getppid().as_raw() == parent,
+        "process {parent} is not this one's parent"
+    );
+    Ok(())
 }

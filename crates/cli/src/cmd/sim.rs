@@ -15,6 +15,7 @@ pub(super) fn run(args: &SimArgs, json: bool) -> Result<(), Failure> {
         verbose: args.verbose,
         json,
         planted: None,
+        shaped: None,
     };
     if holdfast_sim::cli::run(options) {
         return Ok(());

@@ -1,5 +1,6 @@
 //! A small deterministic world of several nodes, scenarios in it, random faults in it, and tests of the parts.
 
+mod failures;
 mod parts;
 mod random;
 mod scenarios;

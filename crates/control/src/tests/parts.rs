@@ -142,6 +142,7 @@ fn a_new_run_kills_what_was_proposed_about_the_old_one() {
         B,
         SetChange::Lost,
     ));
+    let rival = takeover(&state, A);
     let grow = change(&state, both(), B, SetChange::Synced);
     let seen = |expect: u64, run: u64, incarnation: u64, unclean| Command::ReplicaSeen {
         resource: R,
@@ -154,6 +155,11 @@ fn a_new_run_kills_what_was_proposed_about_the_old_one() {
         outdated: false,
     };
     assert_eq!(state.apply(&seen(0, 5, 2, true)), Applied::Changed(R));
+    assert_eq!(
+        state.apply(&rival),
+        Applied::Nothing,
+        "the generation moved"
+    );
     assert_eq!(state.apply(&grow), Applied::Nothing);
     assert_eq!(
         state.apply(&seen(0, 4, 2, false)),
@@ -631,6 +637,48 @@ fn nonsense_from_a_node_is_noted_and_ignored() {
         resources: vec![],
     };
     assert!(noted(B, Body::Hello(hello)));
+}
+
+/// A hello that does not answer this very life proves nothing about the present.
+#[test]
+fn a_cluster_forms_only_on_fresh_hellos() {
+    let config = super::world::config(0, &[0, 1], 1, 1);
+    let start = Start {
+        stored: None,
+        random: 1,
+    };
+    let (mut node, actions) = Node::start(config, start, Now(0)).expect("starts");
+    let [Action::Persist { ticket, bytes }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    let me = Stored::decode(bytes).expect("parses").id;
+    let said = node.handle(Now(1), Event::Persisted { ticket: *ticket });
+    assert!(!said.iter().any(|a| matches!(a, Action::Note(Note::Formed))));
+    let mut formed = |from: NodeId, blank, echo| {
+        let hello = Hello {
+            id: RaftId::new(from, 9),
+            blank,
+            echo,
+            resources: vec![],
+        };
+        node.handle(
+            Now(2),
+            Event::Message {
+                from,
+                msg: Message(Body::Hello(hello)),
+            },
+        )
+        .iter()
+        .any(|a| matches!(a, Action::Note(Note::Formed)))
+    };
+    assert!(!formed(B, true, Some(me)), "one is missing");
+    assert!(!formed(W, true, None), "may be old");
+    assert!(
+        !formed(W, true, Some(RaftId::new(A, 77))),
+        "meant for a former life"
+    );
+    assert!(!formed(W, false, Some(me)), "has a cluster");
+    assert!(formed(W, true, Some(me)));
 }
 
 // ---- configuration

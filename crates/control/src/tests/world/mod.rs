@@ -561,6 +561,18 @@ impl World {
         );
     }
 
+    pub(in crate::tests) fn step_done(&mut self, h: usize, step: HostStep) {
+        let (resource, result) = (ResourceIx(0), Ok(()));
+        self.event(
+            h,
+            Event::HostDone {
+                resource,
+                step,
+                result,
+            },
+        );
+    }
+
     /// A fence, as if a candidate had asked for it.
     pub(in crate::tests) fn fence(
         &mut self,
@@ -728,6 +740,12 @@ impl World {
                 }
                 Action::Host { resource, step } => {
                     let life = self.hosts[h].life;
+                    let lease = self.hosts[h].lease[usize::from(resource.0)];
+                    let begins = step <= HostStep::AddVips;
+                    assert!(
+                        !begins || lease.is_some_and(|l| self.local(h) < l),
+                        "no lease"
+                    );
                     // A stop step cancels a start step under way.
                     if step > HostStep::AddVips {
                         self.queue.retain(|_, (n, w)| {

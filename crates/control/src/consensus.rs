@@ -52,7 +52,8 @@ pub(crate) struct Consensus {
     heartbeat_at: Now,
     round: u64,
     pre_votes: Option<BTreeSet<RaftId>>,
-    leader: Option<NodeId>,
+    /// Who leads, and in which term: it says nothing of a later one.
+    leader: Option<(NodeId, u64)>,
     leader_heard: Option<Now>,
     replied: BTreeMap<RaftId, Now>,
     was_leader: bool,
@@ -221,7 +222,9 @@ impl Consensus {
         let fresh = self
             .leader_heard
             .is_some_and(|t| now.ms_since(t) < self.timing.election_max_ms);
-        self.leader.filter(|_| fresh)
+        self.leader
+            .filter(|&(_, term)| fresh && term == self.term())
+            .map(|(leader, _)| leader)
     }
     pub(crate) fn deadline(&self) -> Now {
         match self.broken {
@@ -458,7 +461,7 @@ impl Consensus {
                 check(&[*term, *commit, prev.term, prev.index])?;
                 let list = raft_entries(*prev, entries).ok_or("log entries out of order")?;
                 if *term >= self.term() {
-                    self.heard_leader(now, from.node());
+                    self.heard_leader(now, from.node(), *term);
                 }
                 incoming = Some((*prev, entries.as_slice()));
                 noraft::Message::AppendEntriesCall {
@@ -498,7 +501,7 @@ impl Consensus {
         if to != self.id || self.broken || term < self.term() || config.voters.is_empty() {
             return Ok(());
         }
-        self.heard_leader(now, from.node());
+        self.heard_leader(now, from.node(), term);
         let call = noraft::Message::AppendEntriesCall {
             from: noraft::NodeId::new(from.0),
             term: Term::new(term),
@@ -540,8 +543,8 @@ impl Consensus {
         Ok(())
     }
 
-    fn heard_leader(&mut self, now: Now, leader: NodeId) {
-        self.leader = Some(leader);
+    fn heard_leader(&mut self, now: Now, leader: NodeId, term: u64) {
+        self.leader = Some((leader, term));
         self.leader_heard = Some(now);
         self.pre_votes = None;
     }
@@ -627,7 +630,7 @@ impl Consensus {
         let last = self.raft.log().last_position().index.get();
         self.commands.split_off(&(last + 1));
         if self.is_leader() && !self.was_leader {
-            self.leader = Some(self.id.node());
+            self.leader = Some((self.id.node(), self.term()));
             self.replied = self.raft.peers().map(|p| (RaftId(p.get()), now)).collect();
         }
         self.was_leader = self.is_leader();

@@ -1,6 +1,6 @@
 //! Runs seeds without building the daemon: `cargo run --release -p holdfast-sim --example seeds -- [START] COUNT`, or
 //! `... -- =SEED` for one seed with a line per event. Options: `twice`, `all` (go on after a failure), `no-swarm`,
-//! `plant=NAME` (a bug for the checkers to catch).
+//! `plant=NAME` (a bug for the checkers to catch), `shape=NAME` (runs as for that bug, without it).
 
 use holdfast_sim::cli::{SimOptions, run};
 
@@ -16,6 +16,10 @@ fn main() {
             "all" => options.keep_going = true,
             "no-swarm" => options.swarm = false,
             "json" => options.json = true,
+            _ if arg.starts_with("shape=") => {
+                options.shaped = holdfast_sim::planted::find(&arg["shape=".len()..]);
+                assert!(options.shaped.is_some(), "no bug of that name");
+            }
             _ if arg.starts_with("plant=") => {
                 options.planted = holdfast_sim::planted::find(&arg["plant=".len()..]);
                 assert!(options.planted.is_some(), "no bug of that name");

@@ -36,6 +36,8 @@ pub struct SimOptions {
     pub json: bool,
     /// Plant this bug (for the tests of the checkers).
     pub planted: Option<Planted>,
+    /// Shape the runs as for this bug, without it: what a checker finds then is no merit of the bug.
+    pub shaped: Option<Planted>,
 }
 
 impl Default for SimOptions {
@@ -50,6 +52,7 @@ impl Default for SimOptions {
             verbose: false,
             json: false,
             planted: None,
+            shaped: None,
         }
     }
 }
@@ -124,7 +127,7 @@ pub fn run_seed(seed: u64, options: &SimOptions) -> SeedReport {
 
 fn run_once(seed: u64, options: &SimOptions) -> SeedReport {
     let mut scenario = Scenario::draw(seed, options.swarm);
-    if let Some(planted) = options.planted {
+    if let Some(planted) = options.planted.or(options.shaped) {
         if !crate::planted::suits(planted, &scenario) {
             return SeedReport::nothing(seed);
         }

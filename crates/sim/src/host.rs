@@ -254,6 +254,10 @@ impl World {
                 if bytes.len() != len as usize {
                     return self.fail(format!("a read of {len} bytes returned {}", bytes.len()));
                 }
+                if self.scenario.wild_clocks && self.checks.exclusive.outdated(epoch) {
+                    // Only clocks keep a stale primary from reading, and here they do not.
+                    return self.trace.mark("stale read by a broken clock");
+                }
                 let result = self.checks.history.read(self.now, begun, first, &bytes);
                 self.must(result.map_err(|e| format!("{e} (on node {n} in epoch {epoch})")));
             }

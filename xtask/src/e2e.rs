@@ -25,7 +25,10 @@ pub(crate) fn run(filters: &[String], report: &mut Report) -> Result<()> {
     command
         .env("HOLDFAST_BIN", built("holdfast")?)
         .args(filters);
-    let status = each_line(&mut command, |line| lines.extend(Line::parse(line)))?;
+    let status = each_line(&mut command, |line| {
+        lines.extend(Line::parse(line));
+        true
+    })?;
     let mut failed = false;
     for line in &lines {
         match line {

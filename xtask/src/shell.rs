@@ -25,8 +25,11 @@ pub(crate) fn succeeds(command: &mut Command) -> Result<bool> {
     Ok(status.success())
 }
 
-/// Runs to the end; hands every line of standard output to `line` and prints it too.
-pub(crate) fn each_line(command: &mut Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
+/// Runs to the end; hands every line of standard output to `line`, and prints it if that says so.
+pub(crate) fn each_line(
+    command: &mut Command,
+    mut line: impl FnMut(&str) -> bool,
+) -> Result<ExitStatus> {
     println!("$ {}", shown(command));
     let mut child = command
         .stdout(Stdio::piped())
@@ -35,8 +38,9 @@ pub(crate) fn each_line(command: &mut Command, mut line: impl FnMut(&str)) -> Re
     let stdout = child.stdout.take().context("standard output was piped")?;
     for text in BufReader::new(stdout).split(b'\n') {
         let text = String::from_utf8_lossy(&text?).into_owned();
-        println!("{text}");
-        line(&text);
+        if line(&text) {
+            println!("{text}");
+        }
     }
     Ok(child.wait()?)
 }

@@ -126,6 +126,7 @@ fn fio() -> Result<()> {
             "--size=48m",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
         ]);
         run(command
             .arg(format!("--uri={uri}"))

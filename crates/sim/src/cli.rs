@@ -98,7 +98,7 @@ pub struct Summary {
     /// Of them, failed.
     pub failed: Vec<u64>,
     /// Of them, ended because the faults destroyed the last good copy.
-    pub unrecoverable: u64,
+    pub unrecoverable: Vec<u64>,
     /// Events handled.
     pub events: u64,
     /// Requests answered.
@@ -230,7 +230,7 @@ impl Summary {
         match report.outcome {
             Outcome::Well => false,
             Outcome::Unrecoverable => {
-                self.unrecoverable += 1;
+                self.unrecoverable.push(report.seed);
                 false
             }
             Outcome::Failed(_) => {
@@ -253,7 +253,7 @@ impl Summary {
             self.ops,
             self.events,
             self.failed.len(),
-            self.unrecoverable
+            self.unrecoverable.len()
         );
         if !self.failed.is_empty() {
             println!("failed: {:?}", self.failed);

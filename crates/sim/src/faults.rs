@@ -420,6 +420,41 @@ impl World {
         self.start_later(n, delay);
     }
 
+    /// An operator sees to a failed disk: replaces it, unless it holds what no other disk holds for sure. Then he waits for
+    /// better times, and in the end repairs it: what it has not failed to write is still there.
+    fn mend_disk(&mut self, n: usize) {
+        let committed = self.checks.promotion.committed();
+        let members = self.checks.promotion.in_sync();
+        let me = self.nodes[n].id;
+        let whole = |m: &crate::node::SimNode| !m.bad_disk && !m.strange_disk && !m.unclean;
+        let others = self
+            .nodes
+            .iter()
+            .any(|m| m.id != me && members.has(m.id) && whole(m));
+        let primary = committed.and_then(|v| v.primary) == Some(me);
+        let delay = self.downtime();
+        if !members.has(me) || (others && !primary) {
+            self.replace_disk(n, delay);
+        } else if self.healed_at.is_none() {
+            self.agenda
+                .at(self.now + S, Ev::Undo(Undo::Replace { node: n }));
+        } else {
+            self.trace.mark("failed disk repaired");
+            self.trace
+                .news(self.now, me, || "failed disk is repaired".into());
+            self.end_daemon(n, false);
+            let node = &mut self.nodes[n];
+            node.bad_disk = false;
+            node.unclean = true;
+            node.lossy = true;
+            node.lost_at = self.now;
+            if let Some(disk) = &mut node.disk {
+                disk.errors = Errors::NONE;
+            }
+            self.start_later(n, delay);
+        }
+    }
+
     fn lose_state(&mut self, n: usize) {
         if self.state_lost || !self.created || !self.nodes.iter().all(|m| m.up() && !m.paused) {
             return;
@@ -465,8 +500,7 @@ impl World {
             }
             Undo::Replace { node } => {
                 if self.nodes[node].bad_disk {
-                    let delay = self.downtime();
-                    self.replace_disk(node, delay);
+                    self.mend_disk(node);
                 }
             }
             Undo::Strike { node, life } => {

@@ -288,6 +288,17 @@ pub(crate) enum DemoWorkload {
     Postgres,
 }
 
+/// Where the nodes of the demonstration live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoMode {
+    /// Machines with block devices
+    Root,
+    /// Machines in a user namespace
+    Userns,
+    /// Addresses of the loopback interface
+    Loopback,
+}
+
 /// Timings of the demonstration's cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DemoProfile {
@@ -323,6 +334,9 @@ pub(crate) struct DemoArgs {
     /// Leave the cluster running until Ctrl-C, and say how to reach it
     #[arg(long)]
     pub(crate) keep: bool,
+    /// Not the best kind of machines there is, but this
+    #[arg(long, value_enum, hide = true)]
+    pub(crate) mode: Option<DemoMode>,
     /// Timings of the cluster
     #[arg(long, value_enum, default_value = "lan", hide = true)]
     pub(crate) profile: DemoProfile,

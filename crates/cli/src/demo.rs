@@ -54,7 +54,7 @@ pub(crate) fn run(args: &DemoArgs, json: bool) -> Result<(), Failure> {
     let voice = Voice { json };
     // Before the first thread: signals are blocked in all, and a user namespace can still be entered.
     let blocked = signals::block()?;
-    let ground = site::choose(voice)?;
+    let ground = site::choose(args.mode, voice)?;
     let cancel = signals::watch(blocked)?;
     let report = story::tell(args, voice, ground, &cancel).map_err(|error| match error
         .downcast::<patience::Stopped>(

@@ -2,7 +2,8 @@
 //! loopback interface.
 
 use super::Voice;
-use anyhow::{Context, bail};
+use crate::args::DemoMode;
+use anyhow::{Context, bail, ensure};
 use holdfast_host::machine::{
     Capability, Lab, Machine, Mode, Port, capability, enter_user_namespace,
 };
@@ -10,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 /// The nodes: two with data, and a witness. A node is its position here.
 pub(super) const NODES: [&str; 3] = ["alpha", "beta", "witness"];
@@ -20,6 +22,9 @@ pub(super) const WITNESS: usize = 2;
 /// Length of the network prefix of all addresses, in bits.
 pub(super) const PREFIX: u8 = 24;
 
+/// How long the end of a killed daemon is waited for, and how often it is looked at.
+const END_TIME_MAX: Duration = Duration::from_secs(5);
+const END_LOOK: Duration = Duration::from_millis(2);
 /// Last byte of an address: of the machine with the bridge, of the first node, of the virtual IP.
 const HOST_LAN: u8 = 1;
 const HOST_NODE: u8 = 11;
@@ -28,11 +33,25 @@ const HOST_VIP: u8 = 100;
 const LAB_NETWORK: [u8; 3] = [10, 77, 0];
 
 /// Looks what kind of site can be had here, says so, and becomes root of a user namespace if that is needed.
-pub(super) fn choose(voice: Voice) -> anyhow::Result<Capability> {
-    let mut found = capability();
+pub(super) fn choose(asked: Option<DemoMode>, voice: Voice) -> anyhow::Result<Capability> {
+    let mut found = match asked {
+        None => capability(),
+        Some(DemoMode::Loopback) => as_asked(Mode::Loopback, false),
+        Some(DemoMode::Userns) => as_asked(Mode::Userns, true),
+        Some(DemoMode::Root) => {
+            let found = capability();
+            ensure!(
+                found.mode == Mode::Root,
+                "--mode root is not possible: {}",
+                found.reason
+            );
+            found
+        }
+    };
     if found.must_enter
         && let Err(error) = enter_user_namespace()
     {
+        ensure!(asked.is_none(), "--mode userns is not possible: {error}");
         found = Capability {
             mode: Mode::Loopback,
             reason: error.to_string(),
@@ -50,6 +69,14 @@ pub(super) fn choose(voice: Voice) -> anyhow::Result<Capability> {
     };
     voice.say(&format!("mode {what}\n     because: {}", found.reason));
     Ok(found)
+}
+
+fn as_asked(mode: Mode, must_enter: bool) -> Capability {
+    Capability {
+        mode,
+        reason: "it was asked for".into(),
+        must_enter,
+    }
 }
 
 /// Name of a mode for programs.
@@ -185,7 +212,11 @@ impl Site {
         if let Some(daemon) = daemon {
             // Without a machine this is all; with one it is dying already.
             let _ = daemon.kill();
-            let _ = daemon.wait();
+            let end = Instant::now() + END_TIME_MAX;
+            // A limit, in case the kernel keeps it waiting for a disk.
+            while matches!(daemon.try_wait(), Ok(None)) && Instant::now() < end {
+                std::thread::sleep(END_LOOK);
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// How long one attempt to connect to the virtual IP may take.
 const PROBE_TIME_MAX: Duration = Duration::from_millis(100);
 /// Between two attempts.
-const PROBE_PAUSE: Duration = Duration::from_millis(10);
+const PROBE_PAUSE: Duration = Duration::from_millis(20);
 
 /// One line of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]

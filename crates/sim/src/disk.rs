@@ -106,6 +106,8 @@ pub struct Disk {
     pub latency: Latency,
     /// Operations fail this often.
     pub errors: Errors,
+    /// Writes and flushes that failed on this disk.
+    pub failed: u64,
     /// Operations that end before this true time end then.
     pub hung_until: u64,
 }
@@ -125,6 +127,7 @@ impl Disk {
             rng,
             latency,
             errors: Errors::NONE,
+            failed: 0,
             hung_until: 0,
         }
     }
@@ -136,6 +139,7 @@ impl Disk {
         self.log.clear();
         self.in_flight.clear();
         self.errors = Errors::NONE;
+        self.failed = 0;
         self.hung_until = 0;
     }
 
@@ -218,6 +222,7 @@ impl Disk {
 
     fn write(&mut self, offset: u64, data: Bytes, durable: bool) -> Result<Bytes, DiskError> {
         if self.rng.happens(self.errors.write) {
+            self.failed += 1;
             // A failed write leaves any of its sectors written.
             let keep = Ratio::new(1, 2);
             for (at, piece) in sectors(self.data_end, offset, &data) {
@@ -260,6 +265,7 @@ impl Disk {
 
     fn flush(&mut self, covered: u64) -> Result<Bytes, DiskError> {
         if self.rng.happens(self.errors.flush) {
+            self.failed += 1;
             self.log.retain(|w| w.index > covered);
             return Err(DiskError::Io);
         }

@@ -442,14 +442,14 @@ impl World {
             self.trace.mark("failed disk repaired");
             self.trace
                 .news(self.now, me, || "failed disk is repaired".into());
-            self.end_daemon(n, false);
+            // Not under power: what the kernel forgot at a failed flush, the new boot's identity tells.
+            self.end_daemon(n, true);
             let node = &mut self.nodes[n];
             node.bad_disk = false;
             node.unclean = true;
-            node.lossy = true;
-            node.lost_at = self.now;
             if let Some(disk) = &mut node.disk {
                 disk.errors = Errors::NONE;
+                node.lossy |= disk.failed > 0;
             }
             self.start_later(n, delay);
         }

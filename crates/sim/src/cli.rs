@@ -134,8 +134,10 @@ fn run_once(seed: u64, options: &SimOptions) -> SeedReport {
         crate::planted::provoke(planted, &mut scenario);
     }
     let mut world = World::new(scenario, options.planted, options.verbose);
+    SEED.set(Some(seed));
     // An assertion of a state machine is a finding as any other.
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
+    SEED.set(None);
     let outcome = ended.unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<String>()
@@ -155,8 +157,28 @@ fn run_once(seed: u64, options: &SimOptions) -> SeedReport {
     }
 }
 
+thread_local! {
+    /// The seed this thread runs: for the report of a panic, which in a release build is the end of the program.
+    static SEED: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+}
+
+/// A panic names the seed that replays it.
+fn name_seed_in_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            usual(info);
+            if let Some(seed) = SEED.get() {
+                eprintln!("repro: holdfast sim --seed {seed}");
+            }
+        }));
+    });
+}
+
 /// Runs the seeds, prints what came of them; false if any failed.
 pub fn run(options: SimOptions) -> bool {
+    name_seed_in_panics();
     let began = Instant::now();
     let seeds = options
         .one

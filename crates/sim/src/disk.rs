@@ -407,6 +407,21 @@ mod tests {
     }
 
     #[test]
+    fn writing_back_keeps_the_order_of_overlapping_writes() {
+        let mut d = disk(1);
+        write(&mut d, 0, 1, 64, false);
+        write(&mut d, 32, 2, 64, false);
+        // Lies over the second write only.
+        write(&mut d, 64, 3, 64, true);
+        let (key, at) = d.submit(0, 1, IoId(2), DiskOp::Flush);
+        assert!(d.end(at, key).unwrap().unwrap().result.is_ok());
+        d.power_cut();
+        assert_eq!(&d.cached()[..32], [1; 32]);
+        assert_eq!(&d.cached()[32..64], [2; 32]);
+        assert_eq!(&d.cached()[64..128], [3; 64]);
+    }
+
+    #[test]
     fn after_a_kill_writes_in_flight_land_late_or_never() {
         let (mut landed, mut never) = (0, 0);
         for seed in 0..50 {

@@ -51,10 +51,6 @@ impl Blocks {
         self.0[from][to] = self.0[from][to].saturating_sub(1);
         self.0[from][to] == 0
     }
-    /// All ways are open.
-    pub fn heal(&mut self) {
-        self.0 = Default::default();
-    }
     /// Is this way blocked?
     pub fn is(&self, from: usize, to: usize) -> bool {
         self.0[from][to] > 0

@@ -4,7 +4,6 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::rng::Rng;
-use bytes::Bytes;
 use holdfast_control::durable::Slots;
 use holdfast_control::{HostStep, Ticket};
 use holdfast_replicator as rep;
@@ -134,13 +133,5 @@ impl SimNode {
     /// The daemon runs (stopped or not).
     pub fn up(&self) -> bool {
         self.process.is_some()
-    }
-
-    /// The bytes of the metadata and data as a new daemon reads them.
-    pub fn disk_bytes(&self) -> Bytes {
-        self.disk
-            .as_ref()
-            .map(|d| Bytes::copy_from_slice(d.cached()))
-            .unwrap_or_default()
     }
 }

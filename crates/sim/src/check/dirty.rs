@@ -3,8 +3,11 @@
 //! What is claimed, for each member `m` of the committed in-sync set and each other replica `x` whose disk the
 //! cluster knows: a block of which any sector on `m` (in its cache or on its medium: either may be what a
 //! crash leaves) differs from that sector on `x` (cache or medium) is named by at least one of
-//! - an extent of `m`'s activity log, - an extent of `x`'s activity log,
-//! - `m`'s bit for `x`, - `x`'s bit for `m`,
+//! - an extent of `m`'s activity log;
+//! - an extent of `x`'s activity log;
+//! - `m`'s bit for `x`;
+//! - `x`'s bit for `m`;
+//!
 //! all as their stable storage says. It must be these two disks: the others may never come back. Nothing in
 //! flight weakens the claim, because a write starts anywhere only when an activity log there names its
 //! extent; a member that has not received it holds what it held, and is compared as such.

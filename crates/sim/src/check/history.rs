@@ -128,6 +128,7 @@ impl History {
     }
 
     /// First cell and number of cells of a write.
+    #[cfg(test)]
     pub fn extent(&self, id: WriteId) -> (u64, u64) {
         let w = &self.writes[id as usize];
         (w.first, w.cells)

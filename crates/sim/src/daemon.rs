@@ -143,6 +143,7 @@ impl World {
     pub(crate) fn end_daemon(&mut self, n: usize, power: bool) {
         let me = self.nodes[n].id;
         if self.nodes[n].process.take().is_some() {
+            self.checks.exclusive.lease_over(n);
             self.lanes_gone(n, power);
         }
         let node = &mut self.nodes[n];
@@ -470,6 +471,7 @@ impl World {
                     {
                         self.committed(n, *view);
                     }
+                    self.lease_news(n, &msg);
                     self.hop(n, REPLICA, Input::Replica(rep::Event::Control(msg)));
                 }
                 control::Action::Host { step, .. } => self.host_step(n, step),
@@ -486,6 +488,18 @@ impl World {
             }
         }
         self.rearm(n, CONTROL);
+    }
+
+    fn lease_news(&mut self, n: usize, msg: &control::FromControl) {
+        match msg {
+            control::FromControl::Lease { until } => {
+                let until = self.nodes[n].clock.true_time(*until);
+                let result = self.checks.exclusive.lease(self.now, n, until);
+                self.must(result);
+            }
+            control::FromControl::StepDown => self.checks.exclusive.lease_over(n),
+            _ => {}
+        }
     }
 
     fn persist(&mut self, n: usize, ticket: control::Ticket, bytes: &[u8]) {

@@ -1,11 +1,15 @@
-//! Exclusive side effects (G5), in true time: device, mount, services and address are on one host at a time,
+//! Exclusive side effects (G5), in true time: leases do not overlap, device, mount, services and address are on one host at a time,
 //! and nothing is answered to an application any more once a newer epoch serves elsewhere.
 //! It must hold without exception in runs whose clocks drift less than the stated bound, and is not claimed in others.
+
+use std::collections::BTreeMap;
 
 /// Where what is.
 #[derive(Clone, Debug, Default)]
 pub struct Exclusive {
     claimed: bool,
+    /// Per node, the true time until which its replica may answer.
+    leases: BTreeMap<usize, u64>,
     holders: Vec<usize>,
     /// The newest epoch whose device opened, and where.
     newest: (u64, usize),
@@ -35,6 +39,26 @@ impl Exclusive {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// A replica may answer until this true time.
+    pub fn lease(&mut self, now: u64, node: usize, until: u64) -> Result<(), String> {
+        self.leases.insert(node, until);
+        let other = self
+            .leases
+            .iter()
+            .find(|&(&n, &end)| n != node && end > now && until > now);
+        match other {
+            Some((other, end)) if self.claimed => Err(format!(
+                "G5: at {now} node {node} has a lease until {until}, and node {other} until {end}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A replica stepped down, or its daemon is gone.
+    pub fn lease_over(&mut self, node: usize) {
+        self.leases.remove(&node);
     }
 
     /// A device opened.
@@ -85,6 +109,17 @@ mod tests {
         e.side_effects(3, 0, false).unwrap();
         e.side_effects(4, 1, true).unwrap();
         assert!(e.side_effects(5, 0, true).is_err());
+    }
+
+    #[test]
+    fn leases_do_not_overlap() {
+        let mut e = Exclusive::new(true);
+        e.lease(10, 0, 100).unwrap();
+        e.lease(50, 0, 150).unwrap();
+        e.clone().lease(150, 1, 200).unwrap();
+        assert!(e.clone().lease(149, 1, 200).is_err());
+        e.lease_over(0);
+        e.lease(149, 1, 200).unwrap();
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 mod clients;
 mod demo;
+mod demo_ends;
 mod failover;
 mod records;
 mod refusals;
 mod resync;
+mod served;
 
 use crate::needs::Need;
 use anyhow::Result;
@@ -29,7 +31,9 @@ pub(crate) fn all() -> Vec<Scenario> {
         clients::ALL,
         resync::ALL,
         failover::ALL,
+        served::ALL,
         demo::ALL,
+        demo_ends::ALL,
     ]
     .concat()
 }

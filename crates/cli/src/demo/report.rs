@@ -3,13 +3,14 @@
 use super::Voice;
 use super::timeline::Moment;
 use crate::render::units;
+use holdfast_host::machine::Mode;
 use serde::Serialize;
 
 /// What a run showed.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Report {
     /// Where the nodes lived.
-    pub(super) mode: &'static str,
+    pub(super) mode: Mode,
     /// What was done to the primary.
     pub(super) fault: &'static str,
     /// What ran on the volume.
@@ -114,7 +115,7 @@ mod tests {
 
     fn good() -> Report {
         Report {
-            mode: "loopback",
+            mode: Mode::Loopback,
             fault: "stop",
             workload: "records",
             acknowledged_writes: 12,

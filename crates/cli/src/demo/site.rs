@@ -79,15 +79,6 @@ fn as_asked(mode: Mode, must_enter: bool) -> Capability {
     }
 }
 
-/// Name of a mode for programs.
-pub(super) fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Root => "root",
-        Mode::Userns => "user-namespaces",
-        Mode::Loopback => "loopback",
-    }
-}
-
 #[derive(Debug)]
 struct Plugged {
     machine: Machine,

@@ -6,7 +6,7 @@ use super::late::{Late, LateWriter};
 use super::patience::{self, Stopped};
 use super::report::Report;
 use super::signals::Cancel;
-use super::site::{DATA, NODES, Site, WITNESS, mode_name};
+use super::site::{DATA, NODES, Site, WITNESS};
 use super::timeline::{self, Moment, Prober, ms};
 use super::workload::{self, PATIENCE, Verified, Workload};
 use super::{Voice, compare};
@@ -413,7 +413,7 @@ impl Run<'_> {
         first_difference: Option<u64>,
     ) -> Report {
         let mut report = Report {
-            mode: mode_name(self.cluster.site().mode()),
+            mode: self.cluster.site().mode(),
             fault: match self.args.fault {
                 DemoFault::Kill => "kill",
                 DemoFault::Stop => "stop",

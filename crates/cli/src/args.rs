@@ -192,7 +192,7 @@ pub(crate) struct PromoteArgs {
 pub(crate) struct AddressArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonArgs,
-    /// RESOURCE[:NODE][/VOLUME]; node and volume may be left out where there is only one other
+    /// `RESOURCE[:NODE][/VOLUME]`; node and volume may be left out where there is only one other
     pub(crate) address: Address,
 }
 

@@ -16,7 +16,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "demo-loopback-every-fault",
         needs: &[],
-        run: || every_fault(|| loopback()),
+        run: || every_fault(loopback),
     },
     Scenario {
         name: "demo-ordinary-user-every-fault",

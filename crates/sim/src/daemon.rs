@@ -542,7 +542,9 @@ impl World {
                 let result = self.checks.consensus.leader(me, *term);
                 self.must(result);
             }
-            control::Note::VoterAdmitted { .. } => self.trace.mark("voter admitted anew"),
+            control::Note::VoterAdmitted { .. } if self.state_lost => {
+                self.trace.mark("voter admitted anew");
+            }
             control::Note::Candidate { .. } => self.trace.mark("candidate"),
             control::Note::Withdrawn { .. } => self.trace.mark("candidate withdrawn"),
             control::Note::SteppingDown { why, .. } => self.trace.mark(match why {
@@ -562,6 +564,7 @@ impl World {
             }
             control::Note::Formed
             | control::Note::Leader { .. }
+            | control::Note::VoterAdmitted { .. }
             | control::Note::Detected { .. }
             | control::Note::Promoted { .. }
             | control::Note::Opened { .. }

@@ -3,7 +3,7 @@
 //! - `cached` is what a read returns; `stable` is what survives a power cut; `log` holds, in order of completion, the
 //!   writes that are in the first and not yet in the second.
 //! - A power cut keeps an arbitrary subset of the sectors of `log` and of what was in flight.
-//! - A killed process leaves its operations in flight: each still lands at its time, or never.
+//! - A killed process leaves its operations in flight: each still lands at its time, whole or in part, or never.
 //! - A flush makes stable what was done before the flush was submitted, and nothing else for sure.
 //! - A failed flush loses its writes: they stay in the cache and are never written (as real kernels do).
 
@@ -76,8 +76,18 @@ struct InFlight {
     op: DiskOp,
     /// Writes completed when it was submitted: what a flush covers.
     done_before: u64,
-    /// Its process was killed and this one will not land.
-    dropped: bool,
+    fate: Fate,
+}
+
+/// What becomes of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It ends as it should.
+    Lands,
+    /// Its process was killed: it lands in part.
+    Partly,
+    /// Its process was killed: it never lands.
+    Never,
 }
 
 /// An operation that ended.
@@ -173,7 +183,7 @@ impl Disk {
                 io,
                 op,
                 done_before: self.done_writes,
-                dropped: false,
+                fate: Fate::Lands,
             },
         );
         (key, at)
@@ -187,8 +197,15 @@ impl Disk {
         let Some(op) = self.in_flight.remove(&key) else {
             return Ok(None);
         };
-        if op.dropped {
-            return Ok(None);
+        match op.fate {
+            Fate::Lands => {}
+            Fate::Never => return Ok(None),
+            Fate::Partly => {
+                if let Some((offset, data)) = written(op.op) {
+                    self.write_part(offset, &data);
+                }
+                return Ok(None);
+            }
         }
         let result = match op.op {
             DiskOp::Read { offset, len } => {
@@ -223,14 +240,7 @@ impl Disk {
     fn write(&mut self, offset: u64, data: Bytes, durable: bool) -> Result<Bytes, DiskError> {
         if self.rng.happens(self.errors.write) {
             self.failed += 1;
-            // A failed write leaves any of its sectors written.
-            let keep = Ratio::new(1, 2);
-            for (at, piece) in sectors(self.data_end, offset, &data) {
-                if self.rng.happens(keep) {
-                    put(&mut self.cached, at, &piece);
-                    self.push(at, piece);
-                }
-            }
+            self.write_part(offset, &data);
             return Err(DiskError::Io);
         }
         put(&mut self.cached, offset, &data);
@@ -252,6 +262,16 @@ impl Disk {
             }
         }
         Ok(Bytes::new())
+    }
+
+    /// Any of its sectors are written.
+    fn write_part(&mut self, offset: u64, data: &Bytes) {
+        for (at, piece) in sectors(self.data_end, offset, data) {
+            if self.rng.coin() {
+                put(&mut self.cached, at, &piece);
+                self.push(at, piece);
+            }
+        }
     }
 
     fn push(&mut self, offset: u64, data: Bytes) {
@@ -282,8 +302,12 @@ impl Disk {
 
     /// The process died; what it had in flight lands at its time or never.
     pub fn kill(&mut self) {
-        for op in self.in_flight.values_mut() {
-            op.dropped |= self.rng.coin();
+        for op in self
+            .in_flight
+            .values_mut()
+            .filter(|op| op.fate == Fate::Lands)
+        {
+            op.fate = *self.rng.pick(&[Fate::Lands, Fate::Partly, Fate::Never]);
         }
     }
 
@@ -301,12 +325,8 @@ impl Disk {
         let in_flight = std::mem::take(&mut self.in_flight);
         let torn = in_flight
             .into_values()
-            .filter(|op| !op.dropped)
-            .filter_map(|op| match op.op {
-                DiskOp::Write { offset, data, .. } => Some((offset, data)),
-                DiskOp::Zero { offset, len, .. } => Some((offset, vec![0; len as usize].into())),
-                DiskOp::Read { .. } | DiskOp::Flush => None,
-            });
+            .filter(|op| op.fate != Fate::Never)
+            .filter_map(|op| written(op.op));
         for (offset, data) in lost.into_iter().map(|w| (w.offset, w.data)).chain(torn) {
             for (at, piece) in sectors(self.data_end, offset, &data) {
                 if self.rng.happens(keep) {
@@ -321,6 +341,15 @@ impl Disk {
 fn put(image: &mut [u8], offset: u64, data: &[u8]) {
     let at = offset as usize;
     image[at..at + data.len()].copy_from_slice(data);
+}
+
+/// Where and what an operation writes.
+fn written(op: DiskOp) -> Option<(u64, Bytes)> {
+    match op {
+        DiskOp::Write { offset, data, .. } => Some((offset, data)),
+        DiskOp::Zero { offset, len, .. } => Some((offset, vec![0; len as usize].into())),
+        DiskOp::Read { .. } | DiskOp::Flush => None,
+    }
 }
 
 /// `data` cut at the boundaries of sectors.
@@ -423,12 +452,12 @@ mod tests {
 
     #[test]
     fn after_a_kill_writes_in_flight_land_late_or_never() {
-        let (mut landed, mut never) = (0, 0);
-        for seed in 0..50 {
+        let (mut landed, mut partly, mut never) = (0, 0, 0);
+        for seed in 0..60 {
             let mut d = disk(seed);
             let op = DiskOp::Write {
                 offset: 0,
-                data: vec![5; 32].into(),
+                data: vec![5; 64].into(),
                 durable: false,
             };
             let (key, at) = d.submit(0, 1, IoId(1), op);
@@ -436,14 +465,15 @@ mod tests {
             assert!(!d.idle(), "the claim is held until it ended");
             let done = d.end(at, key).unwrap();
             assert!(d.idle());
-            assert_eq!(done.is_some(), d.cached()[0] == 5);
-            if done.is_some() {
-                landed += 1
-            } else {
-                never += 1
+            match (d.cached()[0], d.cached()[32]) {
+                (5, 5) => landed += 1,
+                (0, 0) => never += 1,
+                _ => partly += 1,
             }
+            assert!(done.is_none() || d.cached()[..64] == [5; 64]);
         }
         assert!(landed > 0);
+        assert!(partly > 0);
         assert!(never > 0);
     }
 

@@ -302,13 +302,13 @@ impl Cluster {
             resource: RESOURCE.into(),
         };
         self.ask_long(DATA[0], "the service stops", demote, cancel)?;
-        for node in 0..NODES.len() {
+        for (node, name) in NODES.into_iter().enumerate() {
             self.ask(node, &Request::Shutdown)?;
-            let what = format!("{} ends", NODES[node]);
+            let what = format!("{name} ends");
             let status = patience::until(cancel, &what, STOP_TIME_MAX, || {
                 Ok(self.ended(node)?.ok_or_else(String::new))
             })?;
-            ensure!(status.success(), "{} ended with {status}", NODES[node]);
+            ensure!(status.success(), "{name} ended with {status}");
             self.daemons[node] = None;
         }
         Ok(())

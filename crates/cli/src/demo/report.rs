@@ -138,7 +138,8 @@ mod tests {
         let mut report = good();
         report.judge();
         assert!(report.good() && report.verdict.starts_with("PASS: 12 writes"));
-        let spoil: [(fn(&mut Report), &str); 5] = [
+        type Spoil = fn(&mut Report);
+        let spoil: [(Spoil, &str); 5] = [
             (|r| r.lost_writes = 3, "3 acknowledged writes are lost"),
             (|r| r.acknowledged_writes = 0, "nothing"),
             (|r| r.replicas_identical = false, "the replicas differ"),

@@ -64,8 +64,7 @@ pub(super) fn tell(
     match &told {
         Ok(report) if report.good() => {}
         Err(error) if matches!(error.downcast_ref(), Some(Stopped::Interrupted)) => {}
-        Ok(_) => eprint!("{}", run.cluster.logs()),
-        Err(error) => eprint!("{}holdfast demo: {error:#}\n", run.cluster.logs()),
+        Ok(_) | Err(_) => eprint!("{}", run.cluster.logs()),
     }
     told
 }

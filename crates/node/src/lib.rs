@@ -23,6 +23,7 @@ pub mod net;
 pub mod persist;
 pub mod settings;
 pub mod timeline;
+mod vital;
 pub mod volume;
 
 pub use daemon::{NodeOptions, run};

@@ -123,19 +123,17 @@ impl StateFile {
         done: impl Fn(Result<Ticket, PersistError>) + Send + 'static,
     ) -> std::io::Result<mpsc::Sender<(Ticket, Vec<u8>)>> {
         let (tx, rx) = mpsc::channel::<(Ticket, Vec<u8>)>();
-        std::thread::Builder::new()
-            .name("control state".into())
-            .spawn(move || {
-                while let Ok((ticket, bytes)) = rx.recv() {
-                    match self.write(&bytes) {
-                        Ok(()) => done(Ok(ticket)),
-                        Err(e) => {
-                            done(Err(e));
-                            return;
-                        }
+        crate::vital::spawn("control state", move || {
+            while let Ok((ticket, bytes)) = rx.recv() {
+                match self.write(&bytes) {
+                    Ok(()) => done(Ok(ticket)),
+                    Err(e) => {
+                        done(Err(e));
+                        return;
                     }
                 }
-            })?;
+            }
+        })?;
         Ok(tx)
     }
 }

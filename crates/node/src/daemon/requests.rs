@@ -395,6 +395,10 @@ async fn verify(cx: &Context, copy: &Copy, client: &ToClient) -> Told {
                 None => return Err(error(ErrorCode::Internal, "the daemon stops")),
             },
             _ = look.tick() => {
+                let (resource, _) = cx.names(copy.key);
+                if record(&control_status(cx).await?, &resource)?.primary != Some(cx.me.id) {
+                    return Err(error(ErrorCode::TimedOut, format!("{} is primary no longer", cx.me.name)));
+                }
                 if let Some(progress) = verify_progress(cx, copy, &volume).await {
                     let _ = client.send(Reply::Progress(progress));
                 }
@@ -434,6 +438,14 @@ fn verified(cx: &Context, copy: &Copy, differing: Option<Vec<holdfast_types::Blo
             .map(|r| (bytes(r.first), bytes(r.count)))
             .collect(),
     })
+}
+
+/// Only what the primary alone can do is done for another node's client.
+fn handed_on(line: &str) -> bool {
+    matches!(
+        serde_json::from_str(line),
+        Ok(Request::Verify { .. } | Request::Resync { .. })
+    )
 }
 
 /// Answers another daemon.
@@ -480,6 +492,9 @@ pub(super) async fn answer(
             ))
         }
         Question::Api { line } => {
+            if !handed_on(&line) {
+                return Err("that request is not handed on between nodes".into());
+            }
             tracing::info!(
                 "{} hands on a client's request: {}",
                 cx.name(from),

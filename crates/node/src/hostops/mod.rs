@@ -16,6 +16,7 @@ mod effects;
 pub mod leftovers;
 
 use crate::timeline::Timeline;
+use crate::vital;
 use crate::volume::Commands;
 use device::Devices;
 use effects::Effects;
@@ -127,10 +128,7 @@ impl HostThread {
         let (tx, rx) = mpsc::channel();
         let cancelled_below = Arc::new(AtomicU64::new(0));
         let facts = Arc::new(Mutex::new(Facts::default()));
-        let name = format!("host {}", settings.resource.name)
-            .chars()
-            .take(15)
-            .collect();
+        let name = format!("host {}", settings.resource.name);
         let mut worker = Worker {
             devices: Devices::default(),
             effects: Effects::default(),
@@ -138,9 +136,7 @@ impl HostThread {
             facts: facts.clone(),
             s: settings,
         };
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || worker.run(&rx, &done))?;
+        let thread = vital::spawn(&name, move || worker.run(&rx, &done))?;
         Ok(Self {
             tx,
             next: 1,

@@ -110,20 +110,18 @@ impl Lanes {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        std::thread::Builder::new()
-            .name("lanes".into())
-            .spawn(move || {
-                let shared = Rc::new(Shared {
-                    cred,
-                    bind,
-                    troubles,
-                    volumes: RefCell::new(BTreeMap::new()),
-                    half: RefCell::new(BTreeMap::new()),
-                    isolated: Cell::new(false),
-                    handshakes: Cell::new(0),
-                });
-                LocalSet::new().block_on(&runtime, run(shared, listener, rx));
-            })?;
+        crate::vital::spawn("lanes", move || {
+            let shared = Rc::new(Shared {
+                cred,
+                bind,
+                troubles,
+                volumes: RefCell::new(BTreeMap::new()),
+                half: RefCell::new(BTreeMap::new()),
+                isolated: Cell::new(false),
+                handshakes: Cell::new(0),
+            });
+            LocalSet::new().block_on(&runtime, run(shared, listener, rx));
+        })?;
         Ok((Self { tx }, address))
     }
 

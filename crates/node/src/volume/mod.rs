@@ -21,6 +21,7 @@ pub use channel::{Command, Commands, Mailbox, VolumeStatus};
 pub use machine::Machine;
 
 use crate::net::lanes::Lanes;
+use crate::vital;
 use holdfast_blockdev::frontend::nbd::ExportTable;
 use holdfast_blockdev::frontend::port::{PortSender, port};
 use holdfast_blockdev::store::Store;
@@ -116,8 +117,8 @@ impl Volume {
             ),
         ])?);
         let (ready, started) = std_mpsc::sync_channel(1);
-        let name = format!("vol {}", options.name).chars().take(15).collect();
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let name = format!("vol {}", options.name);
+        let thread = vital::spawn(&name, move || {
             // The ring belongs to the thread that made it.
             let ring = match Ring::new(RingConfig::default()) {
                 Ok(ring) => ring,
@@ -156,5 +157,7 @@ impl Volume {
     }
 }
 
+#[cfg(test)]
+mod pair_tests;
 #[cfg(test)]
 mod tests;

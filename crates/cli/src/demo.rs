@@ -1,9 +1,9 @@
 //! `holdfast demo`: a real cluster on this machine, broken on purpose while a service writes, and
 //! judged by what its clients were told.
 //!
-//! Rooms: `site` (where the nodes live: machines made of namespaces, or loopback addresses), `cluster`
-//! (configuration, files, processes), `workload` and `postgres` (who writes, and what it remembers),
-//! `late` (who tries to write to the old primary), `story` (what happens in which order), `timeline`
+//! Rooms: `site` (where the nodes live: machines made of namespaces, or loopback addresses), `files`
+//! (configuration, secret, logs), `cluster` (the daemons, and what is done to them), `workload` and `postgres` (who writes, and what it remembers),
+//! `late` (who tries to write to the old primary), `story` (what happens in which order), `failover` (its middle), `timeline`
 //! and `report` (what is told), `compare` (the replicas, byte for byte), `patience` and `signals`
 //! (nothing waits without end, and a signal ends everything in order).
 //!
@@ -17,6 +17,8 @@
 
 mod cluster;
 mod compare;
+mod failover;
+mod files;
 mod late;
 mod patience;
 mod postgres;

@@ -1,8 +1,9 @@
 //! A cluster of three daemons in a folder of its own, and everything that is done to them.
 
+use super::files::Files;
 use super::patience::{self, Look};
 use super::signals::Cancel;
-use super::site::{DATA, NODES, PREFIX, Site, WITNESS};
+use super::site::{DATA, NODES, Site, WITNESS};
 use super::workload::Service;
 use crate::args::NBD_VARIABLE;
 use crate::client::Client;
@@ -17,22 +18,17 @@ use holdfast_node::api_types::{
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::fmt::Write as _;
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use tempfile::TempDir;
 
 /// The resource.
 pub(super) const RESOURCE: &str = "data";
 /// Its volume.
-const VOLUME: &str = "main";
-/// Where the filesystem is mounted, in the folder.
-const MOUNT: &str = "mount";
+pub(super) const VOLUME: &str = "main";
 /// Bytes of the volume.
 pub(super) const VOLUME_BYTES: u64 = 1 << 30;
 /// TCP port of the service.
@@ -50,8 +46,6 @@ const CHANGE_TIME_MAX: Duration = Duration::from_secs(90);
 const STOP_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long what daemons leave behind is waited for after they were killed.
 const LEAVINGS_TIME_MAX: Duration = Duration::from_secs(4);
-/// Lines of a log in a message about a failure.
-const TAIL_LINES: usize = 15;
 
 /// What differs between clusters.
 #[derive(Clone, Debug)]
@@ -69,7 +63,7 @@ pub(super) struct Cluster {
     service: Service,
     daemons: [Option<Child>; NODES.len()],
     site: Site,
-    folder: TempDir,
+    files: Files,
 }
 
 impl Cluster {
@@ -79,112 +73,21 @@ impl Cluster {
         plan: Plan,
         service: impl FnOnce(&Site, &Path) -> anyhow::Result<Service>,
     ) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("holdfast-demo-")
-            .tempdir()
-            .context("making a temporary directory (TMPDIR says where)")?;
-        // A service may run as another user, who must be able to go through to its mount.
-        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o711))?;
-        let service = service(&site, &folder.path().join(MOUNT))?;
-        let cluster = Self {
+        let files = Files::new()?;
+        let service = service(&site, &files.mount())?;
+        files.write(&site, plan.profile, &service)?;
+        Ok(Self {
             plan,
             service,
             daemons: [None, None, None],
             site,
-            folder,
-        };
-        for node in NODES {
-            std::fs::create_dir(cluster.path(node))?;
-        }
-        std::fs::create_dir(cluster.path(MOUNT))?;
-        let mut secret = [0; 32];
-        getrandom::fill(&mut secret).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
-        let secret: String = secret.iter().map(|b| format!("{b:02x}")).collect();
-        write_private(&cluster.path("secret"), &secret)?;
-        write_private(&cluster.config(), &cluster.text()?)?;
-        Ok(cluster)
+            files,
+        })
     }
 
-    fn text(&self) -> anyhow::Result<String> {
-        let service = &self.service;
-        let path = |path: &Path| {
-            path.to_str()
-                .map(toml_string)
-                .context("a path that is not UTF-8")
-        };
-        let mut text = format!(
-            "[cluster]\nname = \"demo\"\nsecret_file = {}\nprofile = {}\n",
-            path(&self.path("secret"))?,
-            serde_json::to_string(&self.plan.profile)?,
-        );
-        for (node, name) in NODES.into_iter().enumerate() {
-            write!(
-                text,
-                "\n[[node]]\nname = \"{name}\"\nid = {}\naddress = \"{}\"\nstate_dir = {}\n{}",
-                node + 1,
-                self.site.address(node),
-                path(&self.path(name))?,
-                if node == WITNESS {
-                    "witness = true\n"
-                } else {
-                    ""
-                }
-            )?;
-        }
-        let block = self.site.mode() == Mode::Root;
-        write!(
-            text,
-            "\n[[resource]]\nname = \"{RESOURCE}\"\nnodes = [\"{a}\", \"{b}\"]\npreferred = \"{a}\"\n\n\
-             [[resource.volume]]\nname = \"{VOLUME}\"\nsize = \"{} MiB\"\nfrontend = \"{}\"\n\
-             backing = {{ {a} = {}, {b} = {} }}\n",
-            VOLUME_BYTES >> 20,
-            if block { "fuse" } else { "none" },
-            path(&self.backing(DATA[0]))?,
-            path(&self.backing(DATA[1]))?,
-            a = NODES[DATA[0]],
-            b = NODES[DATA[1]],
-        )?;
-        if block {
-            write!(
-                text,
-                "\n[[resource.mount]]\nvolume = \"{VOLUME}\"\npath = {}\nfstype = \"ext4\"\nformat_blank = true\n",
-                path(&self.path(MOUNT))?
-            )?;
-        }
-        let command: Vec<String> = service.command.iter().map(|w| toml_string(w)).collect();
-        write!(
-            text,
-            "\n[[resource.service]]\nname = {}\ncommand = [{}]\nready = \"tcp:{}\"\nstop_timeout = \"10s\"\n\
-             \n[[resource.vip]]\naddress = \"{}/{PREFIX}\"\n",
-            toml_string(service.name),
-            command.join(", "),
-            service.ready,
-            self.site.vip()
-        )?;
-        Ok(text)
-    }
-
-    // ---- places
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-    /// The configuration.
-    pub(super) fn config(&self) -> PathBuf {
-        self.path("cluster.toml")
-    }
-    /// Backing file of a data node.
-    pub(super) fn backing(&self, node: usize) -> PathBuf {
-        self.path(&format!("{}.img", NODES[node]))
-    }
-    /// NBD socket of the volume on a node.
-    pub(super) fn nbd_socket(&self, node: usize) -> PathBuf {
-        self.path(NODES[node])
-            .join(format!("{RESOURCE}-{VOLUME}.nbd"))
-    }
-    /// The folder of everything.
-    pub(super) fn folder(&self) -> &Path {
-        self.folder.path()
+    /// Its folder.
+    pub(super) fn files(&self) -> &Files {
+        &self.files
     }
     /// What the service is.
     pub(super) fn service(&self) -> &str {
@@ -207,11 +110,11 @@ impl Cluster {
         let log = File::options()
             .create(true)
             .append(true)
-            .open(self.log(node))?;
+            .open(self.files.log(node))?;
         let mut command = Command::new(program()?);
         command
             .args(["node", "--name", name, "--config"])
-            .arg(self.config())
+            .arg(self.files.config())
             .env_remove("HOLDFAST_CONFIG")
             .env_remove("HOLDFAST_NAME")
             .stdin(Stdio::null())
@@ -222,7 +125,7 @@ impl Cluster {
             .process_group(0);
         if self.site.mode() != Mode::Root {
             // Inherited by its service.
-            command.env(NBD_VARIABLE, self.nbd_socket(node));
+            command.env(NBD_VARIABLE, self.files.nbd_socket(node));
         }
         if self.site.mode() == Mode::Loopback {
             command.arg("--allow-faults");
@@ -317,7 +220,7 @@ impl Cluster {
     // ---- questions
 
     fn client(&self, node: usize, timeout: Duration) -> Client {
-        Client::at(self.path(NODES[node]).join(API_SOCKET)).within(timeout)
+        Client::at(self.files.state_dir(node).join(API_SOCKET)).within(timeout)
     }
 
     /// Asks a node something short.
@@ -423,57 +326,9 @@ impl Cluster {
 
     // ---- what is left
 
-    fn log(&self, node: usize) -> PathBuf {
-        self.path(&format!("{}.log", NODES[node]))
-    }
-
-    /// The last lines of all logs.
-    pub(super) fn logs(&self) -> String {
-        let mut text = String::new();
-        for (node, name) in NODES.into_iter().enumerate() {
-            let log = std::fs::read(self.log(node)).unwrap_or_default();
-            let log = String::from_utf8_lossy(&log);
-            let lines: Vec<&str> = log.lines().collect();
-            let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-            text += &format!("--- {name}, last lines\n{}\n", last.join("\n"));
-            if DATA.contains(&node)
-                && let Ok(logs) = std::fs::read_dir(self.path(name).join("log"))
-            {
-                for log in logs.flatten() {
-                    let said = std::fs::read_to_string(log.path()).unwrap_or_default();
-                    let lines: Vec<&str> = said.lines().collect();
-                    let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-                    let service = log.file_name();
-                    text += &format!(
-                        "--- {name}, service log {}\n{}\n",
-                        service.to_string_lossy(),
-                        last.join("\n")
-                    );
-                }
-            }
-        }
-        text
-    }
-
-    /// Copies the logs somewhere they outlive the folder.
-    pub(super) fn keep_logs(&self, to: &Path) -> anyhow::Result<()> {
-        std::fs::create_dir_all(to)?;
-        for (node, name) in NODES.into_iter().enumerate() {
-            // A node that was never started has none.
-            let _ = std::fs::copy(self.log(node), to.join(format!("{name}.log")));
-            if let Ok(logs) = std::fs::read_dir(self.path(name).join("log")) {
-                for log in logs.flatten() {
-                    let file = format!("{name}-{}", log.file_name().to_string_lossy());
-                    std::fs::copy(log.path(), to.join(file))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn left_behind(&self) -> Look<()> {
         if self.site.mode() == Mode::Root {
-            let loops = loopdev::find_under(self.folder.path()).unwrap_or_default();
+            let loops = loopdev::find_under(self.files.folder()).unwrap_or_default();
             if let Some(device) = loops.first() {
                 return Err(format!("{} goes", device.path.display()));
             }
@@ -502,7 +357,7 @@ impl Drop for Cluster {
         if let Err(error) = waited {
             eprintln!("holdfast demo: {error}");
             if self.site.mode() == Mode::Root {
-                match loopdev::detach_under(self.folder.path()) {
+                match loopdev::detach_under(self.files.folder()) {
                     Ok(_) => {}
                     Err(error) => eprintln!("holdfast demo: {error}"),
                 }
@@ -528,21 +383,4 @@ fn because(why: &[String]) -> String {
 /// This program.
 pub(super) fn program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("where this program is")
-}
-
-/// A string as TOML wants it: JSON's escapes are TOML's.
-fn toml_string(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("writing {}", path.display()))?;
-    Ok(file.write_all(text.as_bytes())?)
 }

@@ -62,7 +62,7 @@ struct Ways {
 impl LateWriter {
     /// Opens its connections to `node`, which is primary still. `records`: it runs a record server.
     pub(super) fn connect(cluster: &Cluster, node: usize, records: bool) -> anyhow::Result<Self> {
-        let nbd = cluster.nbd_socket(node);
+        let nbd = cluster.files().nbd_socket(node);
         let options = ClientOptions {
             timeout: Some(FIRST_TIME_MAX),
             ..ClientOptions::default()

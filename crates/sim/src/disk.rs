@@ -116,8 +116,8 @@ pub struct Disk {
     pub latency: Latency,
     /// Operations fail this often.
     pub errors: Errors,
-    /// Writes and flushes that failed on this disk.
-    pub failed: u64,
+    /// Completed writes that failed flushes have lost.
+    pub lost: u64,
     /// Operations that end before this true time end then.
     pub hung_until: u64,
 }
@@ -137,7 +137,7 @@ impl Disk {
             rng,
             latency,
             errors: Errors::NONE,
-            failed: 0,
+            lost: 0,
             hung_until: 0,
         }
     }
@@ -149,7 +149,7 @@ impl Disk {
         self.log.clear();
         self.in_flight.clear();
         self.errors = Errors::NONE;
-        self.failed = 0;
+        self.lost = 0;
         self.hung_until = 0;
     }
 
@@ -239,7 +239,6 @@ impl Disk {
 
     fn write(&mut self, offset: u64, data: Bytes, durable: bool) -> Result<Bytes, DiskError> {
         if self.rng.happens(self.errors.write) {
-            self.failed += 1;
             self.write_part(offset, &data);
             return Err(DiskError::Io);
         }
@@ -285,8 +284,9 @@ impl Disk {
 
     fn flush(&mut self, covered: u64) -> Result<Bytes, DiskError> {
         if self.rng.happens(self.errors.flush) {
-            self.failed += 1;
+            let before = self.log.len();
             self.log.retain(|w| w.index > covered);
+            self.lost += (before - self.log.len()) as u64;
             return Err(DiskError::Io);
         }
         self.write_back(covered);
@@ -484,6 +484,7 @@ mod tests {
         d.errors.flush = Ratio::new(1, 1);
         let (key, at) = d.submit(0, 1, IoId(2), DiskOp::Flush);
         assert!(d.end(at, key).unwrap().unwrap().result.is_err());
+        assert_eq!(d.lost, 1);
         d.errors = Errors::NONE;
         let (key, at) = d.submit(0, 1, IoId(3), DiskOp::Flush);
         assert!(d.end(at, key).unwrap().unwrap().result.is_ok());

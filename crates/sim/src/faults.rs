@@ -449,7 +449,7 @@ impl World {
             node.unclean = true;
             if let Some(disk) = &mut node.disk {
                 disk.errors = Errors::NONE;
-                node.lossy |= disk.failed > 0;
+                node.lossy |= disk.lost > 0;
             }
             self.start_later(n, delay);
         }

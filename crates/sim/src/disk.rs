@@ -116,8 +116,6 @@ pub struct Disk {
     pub latency: Latency,
     /// Operations fail this often.
     pub errors: Errors,
-    /// Completed writes that failed flushes have lost.
-    pub lost: u64,
     /// Operations that end before this true time end then.
     pub hung_until: u64,
 }
@@ -137,7 +135,6 @@ impl Disk {
             rng,
             latency,
             errors: Errors::NONE,
-            lost: 0,
             hung_until: 0,
         }
     }
@@ -149,7 +146,6 @@ impl Disk {
         self.log.clear();
         self.in_flight.clear();
         self.errors = Errors::NONE;
-        self.lost = 0;
         self.hung_until = 0;
     }
 
@@ -284,9 +280,7 @@ impl Disk {
 
     fn flush(&mut self, covered: u64) -> Result<Bytes, DiskError> {
         if self.rng.happens(self.errors.flush) {
-            let before = self.log.len();
             self.log.retain(|w| w.index > covered);
-            self.lost += (before - self.log.len()) as u64;
             return Err(DiskError::Io);
         }
         self.write_back(covered);
@@ -484,7 +478,6 @@ mod tests {
         d.errors.flush = Ratio::new(1, 1);
         let (key, at) = d.submit(0, 1, IoId(2), DiskOp::Flush);
         assert!(d.end(at, key).unwrap().unwrap().result.is_err());
-        assert_eq!(d.lost, 1);
         d.errors = Errors::NONE;
         let (key, at) = d.submit(0, 1, IoId(3), DiskOp::Flush);
         assert!(d.end(at, key).unwrap().unwrap().result.is_ok());

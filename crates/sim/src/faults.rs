@@ -207,7 +207,13 @@ impl World {
     pub(crate) fn cut_power(&mut self, n: usize, delay: u64) {
         self.trace.mark("power cut");
         self.compare_now();
-        let node = &mut self.nodes[n];
+        self.lose_power(n);
+        self.start_later(n, delay);
+        self.compare_now();
+    }
+
+    fn lose_power(&mut self, n: usize) {
+        let node = &self.nodes[n];
         // A daemon that stopped in good order has nothing to lose.
         let stopped_clean = node.process.is_none() && node.data && self.clean_mark(n);
         let node = &mut self.nodes[n];
@@ -220,8 +226,6 @@ impl World {
             node.lossy |= had;
         }
         self.end_daemon(n, true);
-        self.start_later(n, delay);
-        self.compare_now();
     }
 
     fn clean_mark(&self, n: usize) -> bool {
@@ -443,13 +447,10 @@ impl World {
             self.trace
                 .news(self.now, me, || "failed disk is repaired".into());
             // Not under power: what the kernel forgot at a failed flush, the new boot's identity tells.
-            self.end_daemon(n, true);
-            let node = &mut self.nodes[n];
-            node.bad_disk = false;
-            node.unclean = true;
-            if let Some(disk) = &mut node.disk {
+            self.lose_power(n);
+            self.nodes[n].bad_disk = false;
+            if let Some(disk) = &mut self.nodes[n].disk {
                 disk.errors = Errors::NONE;
-                node.lossy |= disk.lost > 0;
             }
             self.start_later(n, delay);
         }

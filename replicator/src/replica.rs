@@ -81,7 +81,15 @@ impl Replica {
         assert_eq!(superblock.volume, cfg.volume);
         assert_eq!(superblock.node, cfg.me);
         // The boot id on disk is that of the boot since which nothing can be lost; it is renewed only once that holds again.
-        let unclean = !superblock.clean && superblock.boot_id != boot_id;
+        let mut unclean = !superblock.clean && superblock.boot_id != boot_id;
+        // A write or flush failed in the last run: unflushed data may be gone as after a loss of power. If the
+        // disk works again it is compared whole.
+        let failed = superblock.disk == DiskState::Failed;
+        if failed {
+            superblock.disk = DiskState::Syncing;
+            superblock.boot_id = 0;
+            unclean = true;
+        }
         superblock.run = Run(superblock.run.0 + 1);
         superblock.clean = false;
         if !unclean {
@@ -92,9 +100,7 @@ impl Replica {
             superblock.give_slot(node)?;
         }
         let mut bits = Bits::new(&layout, bitmaps, others);
-        if superblock.disk == DiskState::Failed {
-            // A write or flush failed in the last run: nothing on it is certain. It may be used again, compared whole.
-            superblock.disk = DiskState::Outdated;
+        if failed {
             others.iter().for_each(|node| bits.suspect_all(node));
         }
         let crashed = !log.active.is_empty();
@@ -448,7 +454,8 @@ impl Replica {
             Wake::Saved(After::Start) => *saved = true,
             Wake::LogWritten => *crashed = false,
             Wake::DiskFailed => {
-                self.started();
+                // The run is not on the disk: it must not become known (rules 8, 31). The failure is.
+                self.state = State::Follower(Box::new(Follower::new()));
                 return;
             }
             Wake::Log(_)

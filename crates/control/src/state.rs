@@ -128,6 +128,11 @@ pub enum Change {
         /// On which node.
         node: NodeId,
     },
+    /// A replica's disk failed.
+    DiskFailed {
+        /// On which node.
+        node: NodeId,
+    },
     /// A voter got a new identity: takeovers under way were called off.
     VoterReplaced {
         /// Which.
@@ -243,6 +248,18 @@ pub enum Command {
         unclean: bool,
         /// Its disk says that its content is not to be trusted: new, or failed in an earlier run.
         outdated: bool,
+    },
+    /// A replica's disk failed: what it took since its last flush may be gone, and the disk itself may not be able
+    /// to keep a mark of that. From here on the replica counts as stopped uncleanly (rules 9, 23).
+    ReplicaFailed {
+        /// Of which resource.
+        resource: ResourceIx,
+        /// Of which volume.
+        volume: VolumeIx,
+        /// Where.
+        node: NodeId,
+        /// Compared: the disk and run that failed.
+        life: (Incarnation, Run),
     },
     /// What the operator wants.
     Want {
@@ -431,6 +448,19 @@ impl ResourceRecord {
         self.changed(Change::Restarted { node });
         true
     }
+
+    fn replica_failed(&mut self, volume: VolumeIx, node: NodeId, life: (Incarnation, Run)) -> bool {
+        let replica = self
+            .volumes
+            .get_mut(usize::from(volume.0))
+            .and_then(|v| v.replicas.get_mut(&node));
+        match replica {
+            Some(r) if (r.incarnation, r.run) == life && !r.unclean => r.unclean = true,
+            _ => return false,
+        }
+        self.changed(Change::DiskFailed { node });
+        true
+    }
 }
 
 impl ClusterState {
@@ -514,6 +544,14 @@ impl ClusterState {
                 })
                 .map_or(Applied::Nothing, |()| Applied::Changed(*resource))
             }
+            Command::ReplicaFailed {
+                resource,
+                volume,
+                node,
+                life,
+            } => self
+                .on(*resource, None, |r| r.replica_failed(*volume, *node, *life))
+                .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
             Command::Want { resource, wanted } => self
                 .on(*resource, None, |r| {
                     std::mem::replace(&mut r.wanted, *wanted) != *wanted

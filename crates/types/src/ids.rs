@@ -55,11 +55,15 @@ impl fmt::Display for NodeId {
 }
 
 /// Random identity of one initialisation of one replica's disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct Incarnation(pub u64);
 
 /// Random identity of a volume, the same on all its replicas.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct VolumeId(pub u64);
 
 impl fmt::Display for VolumeId {

@@ -37,7 +37,11 @@ pub struct Geometry {
 impl Geometry {
     /// The geometry of a real volume of `bytes` (rounded down to whole blocks), with extents of 4 MiB.
     pub const fn of_bytes(bytes: u64) -> Self {
-        Self { block_bytes: BLOCK_BYTES, blocks: bytes / BLOCK_BYTES as u64, extent_blocks: 1024 }
+        Self {
+            block_bytes: BLOCK_BYTES,
+            blocks: bytes / BLOCK_BYTES as u64,
+            extent_blocks: 1024,
+        }
     }
     /// Bytes the application sees.
     pub const fn bytes(&self) -> u64 {
@@ -60,7 +64,9 @@ impl Geometry {
 }
 
 /// How current a replica is, in the words DRBD users know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum DiskState {
     /// No usable disk.
     Diskless,

@@ -165,7 +165,24 @@ impl Node {
             else {
                 continue;
             };
-            if (started.incarnation, started.run) == (replica.incarnation, replica.run) {
+            let life = (replica.incarnation, replica.run);
+            if (started.incarnation, started.run) == life {
+                if local.failed && !replica.unclean && now >= local.seen_at {
+                    let at = now.plus_ms(self.config.timing.heartbeat_ms);
+                    self.resources[ix].locals[v].seen_at = at;
+                    let resource = ResourceIx(ix as u16);
+                    self.propose(
+                        now,
+                        Command::ReplicaFailed {
+                            resource,
+                            volume,
+                            node,
+                            life,
+                        },
+                    );
+                    self.wake(at);
+                }
+                let local = &self.resources[ix].locals[v];
                 // Recording this run has moved the generation past any proposal of the former life,
                 // so a promise that it made and nobody won is definitely dead (rule 1).
                 let recall = !local.recalled && started.promised > record.epoch;

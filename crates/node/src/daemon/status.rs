@@ -377,6 +377,7 @@ fn changed(cx: &Context, r: &ResourceStatus, change: &Change) -> String {
             )
         }
         Change::Restarted { node } => format!("{} started anew", cx.name(*node)),
+        Change::DiskFailed { node } => format!("the disk of {} failed", cx.name(*node)),
         Change::Vacated => "stopped by the operator".into(),
         Change::Reasserted => "the primary went on although another node tried to take over".into(),
         Change::VoterReplaced { node } => format!("{} votes under a new identity", cx.name(*node)),

@@ -217,10 +217,11 @@ impl World {
         // A daemon that stopped in good order has nothing to lose.
         let stopped_clean = node.process.is_none() && node.data && self.clean_mark(n);
         let node = &mut self.nodes[n];
+        let area = self.layout.geometry.bytes() as usize;
         let had = node
             .disk
             .as_ref()
-            .is_some_and(|d| d.cached() != d.stable() || !d.idle());
+            .is_some_and(|d| d.cached()[..area] != d.stable()[..area] || !d.idle());
         if !stopped_clean {
             node.unclean = node.data;
             node.lossy |= had;

@@ -12,9 +12,11 @@
 
 mod api;
 mod book;
+mod context;
 mod create;
 mod loops;
 mod message;
+mod replicas;
 mod requests;
 mod status;
 mod timer;

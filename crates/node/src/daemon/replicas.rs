@@ -1,0 +1,184 @@
+//! The replicas of this node: opened, joined to their peers, handed to their host steps.
+
+use super::{Context, Daemon, FaultPlan, Input, VolumeKey};
+use crate::backing::Place;
+use crate::clock;
+use crate::hostops::VolumeLink;
+use crate::net::lanes::{Command as LanesCommand, Lanes};
+use crate::settings;
+use crate::volume::{Command, Volume, VolumeOptions};
+use holdfast_replicator::Replica;
+use holdfast_types::VolumeId;
+use holdfast_uring::BufPool;
+use tokio::sync::oneshot;
+
+impl Daemon {
+    /// Opens what this node made in earlier lives.
+    pub(super) fn open_noted_replicas(&mut self) {
+        for key in self.cx.local_volumes() {
+            let (r, v) = self.cx.names(key);
+            if self.cx.book.get(&r, &v).is_some() {
+                self.open_replica(key, None);
+            }
+        }
+    }
+
+    pub(super) fn open_replica(
+        &mut self,
+        key: VolumeKey,
+        reply: Option<oneshot::Sender<Result<(), String>>>,
+    ) {
+        if self.volumes.contains_key(&key) {
+            if let Some(reply) = reply {
+                let _ = reply.send(Ok(()));
+            }
+            return;
+        }
+        let opening = Opening {
+            cx: self.cx.clone(),
+            key,
+            lanes: self.lanes.clone(),
+            fault: self.fault.clone(),
+            boot_id: self.boot_id,
+        };
+        let input = self.cx.input.clone();
+        tokio::task::spawn_blocking(move || {
+            let result = opening.run();
+            let _ = input.send(Input::Opened { key, result, reply });
+        });
+    }
+
+    pub(super) fn opened(
+        &mut self,
+        key: VolumeKey,
+        result: Result<Volume, String>,
+        reply: Option<oneshot::Sender<Result<(), String>>>,
+    ) {
+        let (r, v) = self.cx.names(key);
+        let answer = match result {
+            Ok(volume) => {
+                self.closed.remove(&key);
+                if self.isolated {
+                    volume.commands().send(Command::Isolate(true));
+                }
+                if let Some(Some(host)) = self.hosts.get(usize::from(key.resource.0)) {
+                    host.thread.volume(
+                        &v,
+                        VolumeLink {
+                            commands: volume.commands().clone(),
+                            port: volume.port(),
+                        },
+                    );
+                }
+                self.serve_lanes(key, &volume);
+                self.volumes.insert(key, volume);
+                self.cx
+                    .timeline
+                    .add(&r, "replica-open", format!("volume {v}"));
+                Ok(())
+            }
+            Err(e) => {
+                tracing::error!("volume {r}/{v} cannot be opened: {e}");
+                self.closed.insert(key, e.clone());
+                Err(e)
+            }
+        };
+        if let Some(reply) = reply {
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn serve_lanes(&self, key: VolumeKey, volume: &Volume) {
+        let (r, v) = self.cx.names(key);
+        let Some(id) = self.cx.book.get(&r, &v).and_then(|e| e.volume()) else {
+            return;
+        };
+        let commands = volume.commands().clone();
+        let peers = self.cx.config.resources[usize::from(key.resource.0)]
+            .nodes
+            .without(self.cx.me.id)
+            .iter()
+            .filter_map(|n| self.cx.config.node_by_id(n))
+            .map(|n| (n.id, n.name.clone(), n.data_address()))
+            .collect();
+        self.lanes.tell(LanesCommand::Serve {
+            volume: id,
+            name: format!("{r}/{v}"),
+            peers,
+            sink: Box::new(move |pair| commands.send(Command::Lanes(pair))),
+        });
+    }
+}
+
+/// Everything that opening a replica needs, on a thread that may wait.
+struct Opening {
+    cx: Context,
+    key: VolumeKey,
+    lanes: Lanes,
+    fault: Option<FaultPlan>,
+    boot_id: u128,
+}
+
+impl Opening {
+    fn run(self) -> Result<Volume, String> {
+        let (r, v) = self.cx.names(self.key);
+        let entry = self
+            .cx
+            .book
+            .get(&r, &v)
+            .ok_or("no replica was made on this node")?;
+        let id = entry
+            .volume()
+            .ok_or("the book of replicas names an impossible volume")?;
+        let place = self
+            .cx
+            .place(self.key)
+            .ok_or("this node holds no replica of it by the configuration")?;
+        if place.path != entry.backing {
+            return Err(format!(
+                "its backing was {} when it was created and is {} by the configuration: put it back",
+                entry.backing.display(),
+                place.path.display()
+            ));
+        }
+        self.open(id, &place, format!("{r}/{v}"))
+            .map_err(|e| format!("{e:#}"))
+    }
+
+    fn open(self, id: VolumeId, place: &Place, name: String) -> anyhow::Result<Volume> {
+        let pool = BufPool::default();
+        let opened = place.open(id, &pool, self.fault)?;
+        if let Some(note) = opened.store.note() {
+            tracing::warn!("volume {name}: {note}");
+        }
+        let resource = &self.cx.config.resources[usize::from(self.key.resource.0)];
+        let config = settings::replica_config(&self.cx.config, self.cx.me.id, resource.nodes, id);
+        let geometry = opened.recovered.superblock.geometry;
+        let mut first = Vec::new();
+        let replica = Replica::start(
+            config,
+            opened.recovered,
+            self.boot_id,
+            clock::now(),
+            &mut first,
+        )?;
+        let input = self.cx.input.clone();
+        let key = self.key;
+        Volume::spawn(VolumeOptions {
+            machine: Box::new(replica),
+            first,
+            store: opened.store,
+            pool,
+            volume: id,
+            geometry,
+            me: self.cx.me.id,
+            name,
+            lanes: Some(self.lanes),
+            stall_ms: self.cx.config.timing.disk_timeout_ms,
+            report: Box::new(move |report| {
+                // The loop may have ended.
+                let _ = input.send(Input::Report { key, report });
+            }),
+        })
+    }
+}

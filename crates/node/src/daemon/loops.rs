@@ -2,7 +2,7 @@
 
 use super::{
     Daemon, End, Input, MeshMessage, ORDERLY_STOP_MS_MAX, Question, RunningStep, VolumeKey,
-    message, requests, status, timer,
+    message, requests, sentences, status, timer,
 };
 use crate::clock;
 use crate::hostops;
@@ -516,7 +516,7 @@ impl Daemon {
         {
             return;
         }
-        if let Some((resource, kind, text)) = status::describe_control(&self.cx, note) {
+        if let Some((resource, kind, text)) = sentences::describe_control(&self.cx, note) {
             self.cx.timeline.add(&resource, kind, text);
         } else {
             tracing::debug!("control: {note:?}");
@@ -525,7 +525,7 @@ impl Daemon {
 
     fn replica_note(&self, key: VolumeKey, note: &Note) {
         let (r, v) = self.cx.names(key);
-        let (kind, text) = status::describe_replica(&self.cx, note);
+        let (kind, text) = sentences::describe_replica(&self.cx, note);
         self.cx
             .timeline
             .add(&r, kind, format!("volume {v}: {text}"));

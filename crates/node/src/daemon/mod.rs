@@ -18,6 +18,7 @@ mod loops;
 mod message;
 mod replicas;
 mod requests;
+mod sentences;
 mod status;
 mod timer;
 

@@ -1,6 +1,6 @@
 //! What clients ask, and what other daemons ask on their behalf.
 
-use super::{Answer, Context, Input, Question, api, create, status};
+use super::{Answer, Context, Input, Question, api, create, sentences, status};
 use crate::api_types::{
     self as types, ApiError, DIFFERING_RANGES_MAX, ErrorCode, Progress, Reply, Request,
 };
@@ -42,7 +42,7 @@ pub(super) async fn perform(cx: &Context, request: Request, client: &ToClient) -
         Request::Status => Ok(types::Answer::Status(Box::new(status::cluster(cx).await?))),
         Request::History => {
             let status = control_status(cx).await?;
-            Ok(types::Answer::History(status::history(cx, &status)))
+            Ok(types::Answer::History(sentences::history(cx, &status)))
         }
         Request::Timeline { after } => Ok(types::Answer::Timeline(timeline(cx, after))),
         Request::Promote { resource, force } => {

@@ -3,19 +3,17 @@
 use super::requests::{control_status, error};
 use super::{Answer, Context, Input, Question, VolumeKey};
 use crate::api_types::{
-    ApiError, ClusterStatus, ErrorCode, FrontendInfo, HistoryLine, Item, LocalStatus, NodeInfo,
-    Phase, ReplicaInfo, ResourceInfo, ResourceNode, Transfer, TransferKind, VolumeInfo,
+    ApiError, ClusterStatus, ErrorCode, FrontendInfo, Item, LocalStatus, NodeInfo, Phase,
+    ReplicaInfo, ResourceInfo, ResourceNode, Transfer, TransferKind, VolumeInfo,
 };
 use crate::clock;
 use crate::hostops;
 use crate::net::{lanes, mesh};
 use crate::volume::{Commands, VolumeStatus};
-use holdfast_control::state::{Change, Promotion};
 use holdfast_control::{
-    Note as ControlNote, PhaseWord, ResourceIx, ResourceStatus, SetChange, Status as ControlStatus,
-    StepDownReason, VolumeIx, Wanted,
+    PhaseWord, ResourceIx, ResourceStatus, Status as ControlStatus, VolumeIx, Wanted,
 };
-use holdfast_replicator::{Note, Now};
+use holdfast_replicator::Now;
 use holdfast_types::{NodeId, NodeSet};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,9 +48,12 @@ struct Sample {
     rate: u64,
 }
 
+/// A volume, a peer, and whether it is a verify.
+type TransferKey = (VolumeKey, NodeId, bool);
+
 /// How fast transfers go, from one look to the next.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rates(Arc<Mutex<BTreeMap<(VolumeKey, NodeId, bool), Sample>>>);
+pub(super) struct Rates(Arc<Mutex<BTreeMap<TransferKey, Sample>>>);
 
 impl Rates {
     /// Bytes per second of a transfer that has done so much.
@@ -322,271 +323,5 @@ fn phase(word: PhaseWord) -> Phase {
         PhaseWord::Starting => Phase::Starting,
         PhaseWord::Primary => Phase::Primary,
         PhaseWord::Stopping => Phase::Stopping,
-    }
-}
-
-// ---- sentences
-
-/// The history of all resources, oldest first within each.
-pub(super) fn history(cx: &Context, status: &ControlStatus) -> Vec<HistoryLine> {
-    let lines = status
-        .resources
-        .iter()
-        .flat_map(|r| r.history.iter().map(move |h| (r, h)));
-    lines
-        .map(|(r, h)| HistoryLine {
-            resource: r.name.clone(),
-            generation: h.generation,
-            epoch: h.epoch,
-            what: changed(cx, r, &h.change),
-        })
-        .collect()
-}
-
-fn changed(cx: &Context, r: &ResourceStatus, change: &Change) -> String {
-    match change {
-        Change::Created => "created".into(),
-        Change::Primary { node, why } => {
-            let why = match why {
-                Promotion::Failover => "the former primary was gone".into(),
-                Promotion::Restart => "it started again".into(),
-                Promotion::Planned => "planned".into(),
-                Promotion::Forced { lineage } => {
-                    format!(
-                        "FORCED by the operator without the newest data; new history {lineage:016x}"
-                    )
-                }
-            };
-            format!("{} became primary: {why}", cx.name(*node))
-        }
-        Change::Set {
-            volume,
-            in_sync,
-            peer,
-            why,
-        } => {
-            let volume = r
-                .volumes
-                .get(usize::from(volume.0))
-                .map_or("?", |v| &v.name);
-            format!(
-                "volume {volume}: {} {}; in sync: {}",
-                cx.name(*peer),
-                set_change(*why),
-                names(cx, *in_sync)
-            )
-        }
-        Change::Restarted { node } => format!("{} started anew", cx.name(*node)),
-        Change::DiskFailed { node } => format!("the disk of {} failed", cx.name(*node)),
-        Change::Vacated => "stopped by the operator".into(),
-        Change::Reasserted => "the primary went on although another node tried to take over".into(),
-        Change::VoterReplaced { node } => format!("{} votes under a new identity", cx.name(*node)),
-    }
-}
-
-fn set_change(why: SetChange) -> &'static str {
-    match why {
-        SetChange::Lost => "was removed: not connected",
-        SetChange::Slow => "was removed: it did not answer",
-        SetChange::DiskFailed => "was removed: its disk failed",
-        SetChange::Restarted => "was removed: it started anew and is resynced first",
-        SetChange::Invalidated => "was removed by the operator",
-        SetChange::Synced => "is in sync",
-    }
-}
-
-fn names(cx: &Context, set: NodeSet) -> String {
-    set.iter()
-        .map(|n| cx.name(n))
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-/// Resource, kind and sentence of a control-plane note; `None` for what is not worth a line.
-pub(super) fn describe_control(
-    cx: &Context,
-    note: &ControlNote,
-) -> Option<(String, &'static str, String)> {
-    let r = |ix: &ResourceIx| {
-        cx.config
-            .resources
-            .get(usize::from(ix.0))
-            .map_or_else(|| ix.0.to_string(), |r| r.name.clone())
-    };
-    let me = &cx.me.name;
-    let nobody = String::new;
-    Some(match note {
-        ControlNote::Formed => (nobody(), "formed", "a new cluster was formed".into()),
-        ControlNote::Leader { leader, term } => {
-            let who = leader.map_or_else(|| "nobody".into(), |n| cx.name(n));
-            (
-                nobody(),
-                "leader",
-                format!("{who} leads the control plane (term {term})"),
-            )
-        }
-        ControlNote::VoterAdmitted { node } => (
-            nobody(),
-            "voter-admitted",
-            format!("{} counts again as a voter", cx.name(*node)),
-        ),
-        ControlNote::Detected { resource, holder } => (
-            r(resource),
-            "detected",
-            format!("the primary {} is silent", cx.name(*holder)),
-        ),
-        ControlNote::Candidate { resource, epoch } => (
-            r(resource),
-            "candidate",
-            format!("{me} tries to become primary in epoch {epoch}"),
-        ),
-        ControlNote::Withdrawn { resource, epoch } => (
-            r(resource),
-            "withdrawn",
-            format!("epoch {epoch} came to nothing"),
-        ),
-        ControlNote::Promoted {
-            resource,
-            epoch,
-            node,
-        } => (
-            r(resource),
-            "promoted",
-            format!("{} is primary in epoch {epoch}", cx.name(*node)),
-        ),
-        ControlNote::Opened { resource, epoch } => (
-            r(resource),
-            "opened",
-            format!("reconciled, epoch {epoch} may serve"),
-        ),
-        ControlNote::Step { resource, step } => (r(resource), step_word(*step), "done".into()),
-        ControlNote::StepFailed {
-            resource,
-            step,
-            error,
-        } => (
-            r(resource),
-            "step-failed",
-            format!("{}: {error}", step_word(*step)),
-        ),
-        ControlNote::Up { resource, epoch } => (
-            r(resource),
-            "up",
-            format!("everything is up on {me} in epoch {epoch}"),
-        ),
-        ControlNote::SteppingDown {
-            resource,
-            epoch,
-            why,
-        } => (
-            r(resource),
-            "stepping-down",
-            format!("epoch {epoch} on {me}: {}", step_down(cx, *why)),
-        ),
-        ControlNote::SteppedDown { resource, epoch } => (
-            r(resource),
-            "stepped-down",
-            format!("nothing of epoch {epoch} is left on {me}"),
-        ),
-        ControlNote::SetChanged {
-            resource,
-            volume,
-            in_sync,
-            why,
-        } => {
-            let (_, v) = cx.names(VolumeKey {
-                resource: *resource,
-                volume: *volume,
-            });
-            let text = format!(
-                "volume {v}: in sync: {} ({})",
-                names(cx, *in_sync),
-                set_change(*why)
-            );
-            (r(resource), "in-sync", text)
-        }
-        ControlNote::Protocol { .. } => return None,
-    })
-}
-
-fn step_down(cx: &Context, why: StepDownReason) -> String {
-    match why {
-        StepDownReason::LeaseLost => "the lease could not be renewed".into(),
-        StepDownReason::Deposed => "another node leads a newer epoch".into(),
-        StepDownReason::HandOver { to } => format!("handed over to {}", cx.name(to)),
-        StepDownReason::Demoted => "stopped by the operator".into(),
-        StepDownReason::Restarted => "the replica started anew".into(),
-        StepDownReason::DiskFailed => "the local disk failed".into(),
-        StepDownReason::Shutdown => "the daemon stops".into(),
-    }
-}
-
-/// Words for programs; the demo's timeline looks for them.
-fn step_word(step: holdfast_control::HostStep) -> &'static str {
-    use holdfast_control::HostStep as S;
-    match step {
-        S::OpenDevice => "device-open",
-        S::Mount => "mounted",
-        S::StartServices => "services-up",
-        S::AddVips => "vip-up",
-        S::RemoveVips { .. } => "vip-down",
-        S::StopServices { .. } => "services-down",
-        S::Unmount { .. } => "unmounted",
-        S::CloseDevice { .. } => "device-closed",
-    }
-}
-
-/// Kind and sentence of a replica's note.
-pub(super) fn describe_replica(cx: &Context, note: &Note) -> (&'static str, String) {
-    match note {
-        Note::Attached {
-            peer,
-            member,
-            dirty_blocks,
-        } => {
-            let what = if *member {
-                "a member"
-            } else {
-                "to be resynced"
-            };
-            (
-                "attached",
-                format!(
-                    "{} is attached, {what}, {dirty_blocks} blocks to look at",
-                    cx.name(*peer)
-                ),
-            )
-        }
-        Note::Detached { peer } => ("detached", format!("{} is detached", cx.name(*peer))),
-        Note::Resynced {
-            peer,
-            sent_bytes,
-            equal_blocks,
-        } => (
-            "resynced",
-            format!(
-                "{} is equal: {sent_bytes} bytes sent, {equal_blocks} blocks were equal",
-                cx.name(*peer)
-            ),
-        ),
-        Note::Reconciled { blocks } => {
-            ("reconciled", format!("{blocks} blocks in doubt made equal"))
-        }
-        Note::Verified { peer, differing } => {
-            let what = match differing {
-                None => "was cut short".into(),
-                Some(d) if d.is_empty() => "found no difference".into(),
-                Some(d) => format!("found {} ranges that DIFFER", d.len()),
-            };
-            (
-                "verified",
-                format!("comparison with {} {what}", cx.name(*peer)),
-            )
-        }
-        Note::Protocol { peer, what } => (
-            "protocol",
-            format!("{} was disconnected: {what}", cx.name(*peer)),
-        ),
-        Note::DiskFailed { what } => ("disk-failed", what.clone()),
     }
 }

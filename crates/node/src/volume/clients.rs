@@ -197,11 +197,12 @@ impl Engine {
                 continue;
             };
             let mut requests = Vec::new();
-            if !client.leaving && !throttled {
-                if let Err(why) = drain(&mut client.session, &mut requests) {
-                    self.close_client(id, &why);
-                    continue;
-                }
+            if !client.leaving
+                && !throttled
+                && let Err(why) = drain(&mut client.session, &mut requests)
+            {
+                self.close_client(id, &why);
+                continue;
             }
             let fd = client.fd();
             let mut data = Vec::new();

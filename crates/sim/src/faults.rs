@@ -216,17 +216,23 @@ impl World {
         let node = &self.nodes[n];
         // A daemon that stopped in good order has nothing to lose.
         let stopped_clean = node.process.is_none() && node.data && self.clean_mark(n);
+        let had = self.caches_data(n);
         let node = &mut self.nodes[n];
-        let area = self.layout.geometry.bytes() as usize;
-        let had = node
-            .disk
-            .as_ref()
-            .is_some_and(|d| d.cached()[..area] != d.stable()[..area] || !d.idle());
         if !stopped_clean {
             node.unclean = node.data;
             node.lossy |= had;
         }
         self.end_daemon(n, true);
+    }
+
+    /// Has the disk data in its cache, or on its way, that would be lost with its power?
+    fn caches_data(&self, n: usize) -> bool {
+        let area = self.layout.geometry.bytes() as usize;
+        let differs = |d: &crate::disk::Disk| d.cached()[..area] != d.stable()[..area];
+        self.nodes[n]
+            .disk
+            .as_ref()
+            .is_some_and(|d| differs(d) || !d.idle())
     }
 
     fn clean_mark(&self, n: usize) -> bool {
@@ -447,8 +453,20 @@ impl World {
             self.trace.mark("failed disk repaired");
             self.trace
                 .news(self.now, me, || "failed disk is repaired".into());
-            // Not under power: what the kernel forgot at a failed flush, the new boot's identity tells.
-            self.lose_power(n);
+            // With the machine off, or only the disk: then the boot is the same, and only the cluster remembers.
+            if self.rng.fault.coin() {
+                self.lose_power(n);
+            } else {
+                let harmed = self.caches_data(n);
+                let node = &mut self.nodes[n];
+                node.unclean |= harmed;
+                node.lossy |= harmed;
+                node.lost_at = self.now;
+                self.end_daemon(n, false);
+                if let Some(disk) = &mut self.nodes[n].disk {
+                    disk.power_cut();
+                }
+            }
             self.nodes[n].bad_disk = false;
             if let Some(disk) = &mut self.nodes[n].disk {
                 disk.errors = Errors::NONE;

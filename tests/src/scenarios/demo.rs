@@ -97,7 +97,7 @@ fn ordinary_user() -> Result<()> {
     let said = judge(ordinary(folder.path())?.args(["--json", "--seconds", SECONDS]))?;
     // Whether the kernel lets nobody make namespaces can only be told as nobody: either is right there.
     let modes: &[&str] = if user_namespaces() {
-        &["user-namespaces", "loopback"]
+        &["userns", "loopback"]
     } else {
         &["loopback"]
     };

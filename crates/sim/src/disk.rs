@@ -116,6 +116,8 @@ pub struct Disk {
     pub latency: Latency,
     /// Operations fail this often.
     pub errors: Errors,
+    /// Writes and flushes that ended in an error.
+    pub failed: u64,
     /// Operations that end before this true time end then.
     pub hung_until: u64,
 }
@@ -135,6 +137,7 @@ impl Disk {
             rng,
             latency,
             errors: Errors::NONE,
+            failed: 0,
             hung_until: 0,
         }
     }
@@ -146,6 +149,7 @@ impl Disk {
         self.log.clear();
         self.in_flight.clear();
         self.errors = Errors::NONE;
+        self.failed = 0;
         self.hung_until = 0;
     }
 
@@ -235,6 +239,7 @@ impl Disk {
 
     fn write(&mut self, offset: u64, data: Bytes, durable: bool) -> Result<Bytes, DiskError> {
         if self.rng.happens(self.errors.write) {
+            self.failed += 1;
             self.write_part(offset, &data);
             return Err(DiskError::Io);
         }
@@ -280,6 +285,7 @@ impl Disk {
 
     fn flush(&mut self, covered: u64) -> Result<Bytes, DiskError> {
         if self.rng.happens(self.errors.flush) {
+            self.failed += 1;
             self.log.retain(|w| w.index > covered);
             return Err(DiskError::Io);
         }

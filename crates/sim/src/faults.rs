@@ -453,8 +453,10 @@ impl World {
             self.trace.mark("failed disk repaired");
             self.trace
                 .news(self.now, me, || "failed disk is repaired".into());
-            // With the machine off, or only the disk: then the boot is the same, and only the cluster remembers.
-            if self.rng.fault.coin() {
+            // With the machine off, or only the disk: then the boot is the same, and only the cluster remembers. (A disk that
+            // resets without ever having returned an error is an unclean stop that nobody can see.)
+            let seen = self.nodes[n].disk.as_ref().is_some_and(|d| d.failed > 0);
+            if !seen || self.rng.fault.coin() {
                 self.lose_power(n);
             } else {
                 let harmed = self.caches_data(n);

@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! - nothing on this thread blocks: disks, devices and services have threads of their own;
-//! - all state is in [`Daemon`]; tasks that wait for something (requests of clients) hold a [`Context`] and
+//! - all state is in `Daemon`; tasks that wait for something (requests of clients) hold a `Context` and
 //!   ask the loop by messages, so the loop has one order of everything;
 //! - the daemon never outlives a failure to remember (the state file) or to serve (a volume's ring).
 

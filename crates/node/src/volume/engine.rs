@@ -310,15 +310,12 @@ impl Engine {
                 .peers
                 .values()
                 .any(|p| p.queued() >= LANE_QUEUE_BYTES_MAX);
-        if over == self.throttled {
-            return;
-        }
-        self.throttled = over;
-        if !over {
+        if std::mem::replace(&mut self.throttled, over) && !over {
             self.touched.extend(self.clients.keys());
-            if std::mem::take(&mut self.port_waiting) {
-                self.drain_port();
-            }
+        }
+        // The port may have been left at a limit that was not yet seen here.
+        if !over && std::mem::take(&mut self.port_waiting) {
+            self.drain_port();
         }
     }
 

@@ -394,6 +394,29 @@ fn the_port_serves_other_threads() {
 }
 
 #[test]
+fn more_requests_than_the_limits_allow_at_once_are_all_answered() {
+    let b = bench(1);
+    b.lead();
+    let (tx, rx) = std_mpsc::channel();
+    let submitters: Vec<_> = (0..4_u64)
+        .map(|n| {
+            let (port, tx) = (b.volume.port(), tx.clone());
+            std::thread::spawn(move || {
+                for i in 0..REQUESTS_MAX as u64 {
+                    let (offset, tx) = ((n * 512 + i % 512) * 4096, tx.clone());
+                    port.submit(Op::Read { offset, len: 4096 }, move |r| tx.send(r).unwrap());
+                }
+            })
+        })
+        .collect();
+    for _ in 0..4 * REQUESTS_MAX {
+        rx.recv_timeout(PATIENCE).expect("an answer").unwrap();
+    }
+    submitters.into_iter().for_each(|s| s.join().unwrap());
+    assert_eq!(b.status().replica.requests, 0);
+}
+
+#[test]
 fn deadlines_become_ticks() {
     let b = bench(1);
     b.tell(FromControl::Lease {

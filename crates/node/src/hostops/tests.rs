@@ -144,8 +144,15 @@ fn a_stop_calls_off_a_start_that_waits() {
 
 #[test]
 fn a_service_that_ends_is_started_again() {
-    let mut b = bench(&service("brief", "echo again; exit 3", ""));
+    // It lives until it counts as started.
+    let go = tempfile::tempdir().unwrap();
+    let script = format!(
+        "echo again; until [ -e {}/go ]; do sleep 0.01; done; exit 3",
+        go.path().display()
+    );
+    let mut b = bench(&service("brief", &script, ""));
     b.run(HostStep::StartServices).unwrap();
+    std::fs::write(go.path().join("go"), "").unwrap();
     let log = b.dir.path().join("log/a.r.brief.log");
     while std::fs::read_to_string(&log)
         .unwrap_or_default()

@@ -122,8 +122,6 @@ pub(crate) enum Wake {
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub(crate) up: bool,
-    /// Since when it is up or down.
-    pub(crate) since: Now,
     pub(crate) hello: Option<Hello>,
     /// When something last came.
     pub(crate) heard: Now,
@@ -166,6 +164,7 @@ pub(crate) struct Ctx {
     next_save: u64,
     trace_flush: bool,
     trace_saved: bool,
+    next_barrier: u64,
 }
 
 impl std::fmt::Debug for Ctx {
@@ -198,7 +197,6 @@ impl Ctx {
                     n,
                     Link {
                         up: false,
-                        since: now,
                         hello: None,
                         heard: now,
                         sent: now,
@@ -231,6 +229,7 @@ impl Ctx {
             next_save: 1,
             trace_flush: false,
             trace_saved: false,
+            next_barrier: 0,
         }
     }
 
@@ -424,6 +423,17 @@ impl Ctx {
     }
 
     // ---- superblock
+
+    /// Is the superblock on disk as it is here?
+    pub(crate) fn is_stored(&self) -> bool {
+        !self.superblock_writing
+    }
+
+    /// Numbers the barriers of all lives, so that what an earlier life waited for is not taken for a later one's.
+    pub(crate) fn barrier_number(&mut self) -> u64 {
+        self.next_barrier += 1;
+        self.next_barrier
+    }
 
     /// Writes the superblock as it is now; `after` comes back as [`Wake::Stored`].
     pub(crate) fn store(&mut self, after: After) {

@@ -93,7 +93,6 @@ pub(crate) struct Follower {
     confirmed: Option<Gen>,
     generation: Gen,
     next_recv: u64,
-    next_barrier: u64,
     asked_close: bool,
 }
 
@@ -112,7 +111,6 @@ impl Follower {
             confirmed: None,
             generation: Gen(0),
             next_recv: 1,
-            next_barrier: 1,
             asked_close: false,
         }
     }
@@ -252,7 +250,7 @@ impl Follower {
             return;
         }
         if self.promising.is_some_and(|(_, storing)| !storing) {
-            self.open_to_bits(ctx);
+            // What is open stays open: the promise may be taken back, and then the primary goes on where it was.
             let (_, storing) = self.promising.as_mut().expect("just seen");
             *storing = true;
             ctx.store(After::Promise(ctx.superblock.promised));
@@ -285,7 +283,7 @@ impl Follower {
         ctx.superblock.promised = epoch;
         ctx.superblock.epoch = epoch;
         ctx.superblock.disk = disk;
-        if unchanged {
+        if unchanged && ctx.is_stored() {
             self.attached(ctx, stamp.epoch, stamp.session);
         } else {
             ctx.store(After::Attach(stamp.epoch, stamp.session));
@@ -338,7 +336,7 @@ impl Follower {
             return; // somebody else leads that epoch, or a newer one
         }
         self.promising = None;
-        ctx.promise(committed);
+        ctx.promise(committed.max(ctx.superblock.epoch));
         ctx.store(After::Nothing);
         for peer in ctx.others().iter() {
             ctx.disconnect(peer);
@@ -382,7 +380,7 @@ impl Follower {
             }
             Frame::Close { stamp, upto, set } if ours(stamp) => self.close(ctx, upto, set),
             Frame::Reconciled { stamp, ranges, set } if ours(stamp) => {
-                self.reconciled(ctx, peer, &ranges, set)
+                Self::reconciled(ctx, &ranges, set)
             }
             Frame::Flush { stamp, token } if ours(stamp) => self.barrier(ctx, stamp, token, false),
             Frame::Cut {
@@ -615,15 +613,12 @@ impl Follower {
         self.ask_close(ctx);
     }
 
-    fn reconciled(&mut self, ctx: &mut Ctx, primary: NodeId, ranges: &[BlockRange], set: NodeSet) {
+    fn reconciled(ctx: &mut Ctx, ranges: &[BlockRange], set: NodeSet) {
         for &range in ranges {
             ctx.bits.suspect(ctx.others().minus(set), range);
             for node in ctx.others().and(set).iter() {
                 ctx.bits.clear(node, range);
             }
-        }
-        if ctx.unclean && ctx.bits.dirty(primary).is_empty() {
-            ctx.trust(ctx.superblock.disk, After::Nothing);
         }
     }
 
@@ -641,8 +636,7 @@ impl Follower {
     // ---- flushes and cuts
 
     fn barrier(&mut self, ctx: &mut Ctx, stamp: Stamp, token: u64, cut: bool) {
-        let (before, id) = (RecvId(self.next_recv), self.next_barrier);
-        self.next_barrier += 1;
+        let (before, id) = (RecvId(self.next_recv), ctx.barrier_number());
         self.barriers.push_back(Barrier {
             id,
             stamp,
@@ -737,6 +731,12 @@ impl Follower {
     pub(crate) fn quiesce(&mut self, ctx: &mut Ctx) {
         self.end_session(ctx);
         self.promising = None;
+    }
+
+    /// This node leads now: what is open is in doubt (rule 3).
+    pub(crate) fn end(&mut self, ctx: &mut Ctx) {
+        assert!(self.is_quiet());
+        self.open_to_bits(ctx);
     }
 
     /// The stop goes on when no write is in flight: all that is open becomes bits (rule 24).

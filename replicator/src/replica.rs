@@ -53,6 +53,10 @@ pub struct Replica {
     ctx: Ctx,
     state: State,
     view: Option<View>,
+    /// The run is on disk and may be known.
+    started: bool,
+    /// What the last hello said of the disk: its state, and whether it stopped uncleanly.
+    told: Option<(DiskState, bool)>,
     next_tick: Now,
     next_save: Now,
 }
@@ -122,16 +126,22 @@ impl Replica {
             ctx,
             state,
             view: None,
+            started: false,
+            told: None,
             next_tick: now,
             next_save: now,
         };
-        replica.finish(now, out);
+        replica.finish(out);
         Ok(replica)
     }
 
     /// Something happened: appends what is to be done to `out`, in order.
     pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
         self.ctx.now = self.ctx.now.max(now);
+        // Also when events come so thick that nobody finds the time to hand in a tick.
+        if self.ctx.now >= self.next_tick && !matches!(event, Event::Tick) {
+            self.tick();
+        }
         match event {
             Event::Tick => self.tick(),
             Event::Request { req, request } => self.request(req, request),
@@ -141,7 +151,7 @@ impl Replica {
             Event::Frame { peer, frame } => self.frame(peer, frame),
             Event::Control(message) => self.control(message),
         }
-        self.finish(now, out);
+        self.finish(out);
     }
 
     /// When to hand in [`Event::Tick`] at the latest.
@@ -155,13 +165,11 @@ impl Replica {
         }
     }
 
-    fn finish(&mut self, now: Now, out: &mut Vec<Action>) {
+    fn finish(&mut self, out: &mut Vec<Action>) {
         while let Some(wake) = self.ctx.wakes.pop_front() {
             self.wake(wake);
         }
-        if now >= self.next_tick {
-            self.next_tick = now.plus_ms(TICK_MS);
-        }
+        self.tell_changes();
         out.append(&mut self.ctx.out);
         #[cfg(debug_assertions)]
         self.ctx.bits.check();
@@ -172,6 +180,7 @@ impl Replica {
     fn tick(&mut self) {
         let now = self.ctx.now;
         let timing = self.ctx.cfg.timing;
+        self.next_tick = now.plus_ms(TICK_MS);
         let links: Vec<(NodeId, Now, Now)> = self
             .ctx
             .links
@@ -226,10 +235,37 @@ impl Replica {
         };
         link.up = true;
         link.hello = None;
-        (link.since, link.heard, link.sent) = (now, now, now);
+        (link.heard, link.sent) = (now, now);
         // While starting, the run is not durable yet: hello follows then.
-        if matches!(self.state, State::Follower(_) | State::Primary(_)) {
+        if self.started {
             self.hello(peer);
+        }
+    }
+
+    /// What a peer was told when it connected may not hold any more: a member that joined as Outdated must not be
+    /// taken for an outdated one at the next promotion.
+    fn tell_changes(&mut self) {
+        let now = (self.disk_state(), self.ctx.unclean);
+        if self.started && self.told != Some(now) {
+            self.told = Some(now);
+            let up: Vec<NodeId> = self
+                .ctx
+                .links
+                .iter()
+                .filter(|(_, l)| l.up)
+                .map(|(&n, _)| n)
+                .collect();
+            for peer in up {
+                self.hello(peer);
+            }
+        }
+    }
+
+    fn disk_state(&self) -> DiskState {
+        if self.ctx.disk_failed {
+            DiskState::Failed
+        } else {
+            self.ctx.superblock.disk
         }
     }
 
@@ -255,13 +291,11 @@ impl Replica {
     }
 
     fn peer_down(&mut self, peer: NodeId) {
-        let now = self.ctx.now;
         let Some(link) = self.ctx.links.get_mut(&peer) else {
             return;
         };
         link.up = false;
         link.hello = None;
-        link.since = now;
         match &mut self.state {
             State::Primary(p) => p.peer_down(&mut self.ctx, peer),
             State::Follower(f) => f.peer_down(&mut self.ctx, peer),
@@ -385,6 +419,9 @@ impl Replica {
             return; // a newer promise or session came between: the control plane hears of it
         }
         self.view = Some(view);
+        if let State::Follower(f) = &mut self.state {
+            f.end(&mut self.ctx);
+        }
         self.ctx.life.0 += 1;
         self.state = State::Primary(Box::new(Primary::lead(&mut self.ctx, view)));
     }
@@ -489,21 +526,17 @@ impl Replica {
             },
             promised: s.promised,
         };
-        self.ctx.control(message);
-        let up: Vec<NodeId> = self
-            .ctx
-            .links
-            .iter()
-            .filter(|(_, l)| l.up)
-            .map(|(&n, _)| n)
-            .collect();
-        for peer in up {
-            self.hello(peer);
-        }
+        self.started = true;
+        self.ctx.control(message); // and the peers, by `tell_changes`
     }
 
     fn stop(&mut self) {
         self.step_down();
+        if self.ctx.disk_failed {
+            self.state = State::Stopped;
+            self.ctx.control(ToControl::Stopped);
+            return;
+        }
         match std::mem::replace(&mut self.state, State::Stopped) {
             State::Follower(mut follower) => {
                 follower.quiesce(&mut self.ctx);

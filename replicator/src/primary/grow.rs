@@ -7,10 +7,11 @@
 //! 3. it answers when everything before is applied, flushed, and the bitmaps are saved (rule 6);
 //! 4. its dirty bitmap is empty: the proposal. Until its outcome is known the peer counts.
 
+use super::sessions::Stable;
 use super::{Phase, Primary};
-use crate::config::CUT_LAG_MAX;
+use crate::config::{CUT_LAG_MAX, Timing};
 use crate::ctx::Ctx;
-use crate::{Note, SetChange};
+use crate::{Note, Now, SetChange};
 use holdfast_types::{BlockRange, Incarnation, NodeId, NodeSet, Run};
 use holdfast_wire::Frame;
 
@@ -31,6 +32,7 @@ pub(super) struct Growing {
     /// Its disk and run when the cut was made.
     pub(super) life: (Incarnation, Run),
     stage: Stage,
+    since: Now,
 }
 
 impl Growing {
@@ -61,6 +63,18 @@ impl Primary {
             return;
         };
         let (stamp, life) = (session.stamp, session.life);
+        match session.stable {
+            Stable::Yes => {}
+            Stable::Asked { .. } => return,
+            Stable::No => {
+                let token = self.token();
+                if let Some(session) = self.sessions.get_mut(&peer) {
+                    session.stable = Stable::Asked { token, at: ctx.now };
+                }
+                ctx.send(peer, Frame::Flush { stamp, token });
+                return;
+            }
+        }
         let absent = ctx.others().minus(self.in_sync).without(peer);
         let bitmaps: Vec<(NodeId, Vec<BlockRange>)> = absent
             .iter()
@@ -71,6 +85,7 @@ impl Primary {
             peer,
             life,
             stage: Stage::Cutting { token },
+            since: ctx.now,
         });
         // Closes of earlier writes come before the cut, so that they do not set bits again behind it.
         self.send_closes(ctx);
@@ -82,6 +97,33 @@ impl Primary {
                 bitmaps,
             },
         );
+    }
+
+    /// What was resynced is stable on the peer: the cut may come.
+    pub(super) fn preflushed(&mut self, ctx: &mut Ctx, peer: NodeId, token: u64) {
+        let Some(session) = self.sessions.get_mut(&peer) else {
+            return;
+        };
+        if matches!(session.stable, Stable::Asked { token: asked, .. } if asked == token) {
+            session.stable = Stable::Yes;
+            self.pump_jobs(ctx);
+        }
+    }
+
+    /// A peer that counts since its cut and does not answer must not hold up the application (rule 39): it starts over.
+    pub(super) fn drop_slow_grow(&mut self, ctx: &mut Ctx, timing: Timing) {
+        let Some(growing) = self.growing.filter(|g| !g.is_proposed()) else {
+            return;
+        };
+        let peer = growing.peer;
+        let oldest = self
+            .oldest_unanswered(peer)
+            .map_or(growing.since, |t| t.min(growing.since));
+        if ctx.now.ms_since(oldest) >= timing.answer_ms {
+            self.delay_rejoin(ctx, peer);
+            self.peer_down(ctx, peer);
+            ctx.disconnect(peer);
+        }
     }
 
     pub(super) fn cut_done(&mut self, ctx: &mut Ctx, peer: NodeId, token: u64) {

@@ -13,6 +13,7 @@
 //! - a job stays inside one activity-log extent, and there are never more of them than a quarter of the
 //!   smallest log's slots, so that jobs cannot starve a replica of slots (rule 30).
 
+use super::sessions::Stable;
 use super::writes::Source;
 use super::{Owner, Phase, Primary};
 use crate::config::{JOB_BLOCKS_MAX, JOBS_MAX, Planted};
@@ -181,7 +182,7 @@ impl Primary {
                 };
                 if let Some(session) = self.sessions.get_mut(&peer) {
                     session.cursor = range.end();
-                    session.resynced = true;
+                    session.stable = Stable::No;
                 }
                 self.start_job(ctx, Kind::Resync(peer), range);
             }
@@ -549,7 +550,10 @@ impl Primary {
             });
         }
         for id in gone {
-            let job = self.jobs.remove(&id).expect("listed");
+            // Unlocking one may have ended another.
+            let Some(job) = self.jobs.remove(&id) else {
+                continue;
+            };
             if let Some(lock) = job.lock {
                 self.unlock(ctx, lock);
             }

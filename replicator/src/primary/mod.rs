@@ -88,6 +88,8 @@ pub(crate) struct Primary {
     /// How often a node was removed, and when it may be taken in again (rule 39).
     rejoin: BTreeMap<NodeId, (u32, Now)>,
     invalidate: NodeSet,
+    /// Disk, run and log number each peer was last seen with (rule 31).
+    known: BTreeMap<NodeId, (Incarnation, Run, u64)>,
     proposal: Option<Proposal>,
     growing: Option<grow::Growing>,
 
@@ -144,6 +146,7 @@ impl Primary {
             lost_since: BTreeMap::new(),
             rejoin: BTreeMap::new(),
             invalidate: NodeSet::EMPTY,
+            known: BTreeMap::new(),
             proposal: None,
             growing: None,
             requests: BTreeMap::new(),
@@ -388,7 +391,8 @@ impl Primary {
     }
 
     fn propose_removal(&mut self, ctx: &mut Ctx, peer: NodeId, why: SetChange) {
-        if self.in_sync.has(peer) {
+        // With the local disk gone the others are the copies (rule 23).
+        if self.in_sync.has(peer) && !ctx.disk_failed {
             self.propose(ctx, self.in_sync.without(peer), peer, why);
         }
     }
@@ -422,6 +426,7 @@ impl Primary {
             self.remove_silent(ctx, timing);
         } else {
             self.remove_slow(ctx, timing);
+            self.drop_slow_grow(ctx, timing);
         }
         for peer in ctx.others().iter() {
             self.consider(ctx, peer);
@@ -502,7 +507,11 @@ impl Primary {
     /// A local read failed. With another copy in the set this disk is given up (and that copy takes over); the only
     /// copy goes on with what can be read.
     fn read_failed(&mut self, ctx: &mut Ctx, io: RoleIo, error: DiskError) {
-        if self.in_sync.len() > 1 {
+        let other = self
+            .members(ctx)
+            .iter()
+            .any(|m| self.attached_session(m).is_some());
+        if other {
             ctx.fail_disk(&format!("{io:?}: {error:?}"));
             return;
         }

@@ -54,6 +54,17 @@ impl Primary {
             });
             return;
         }
+        let empty = match &request {
+            Request::Read { len, .. } => *len == 0,
+            Request::Write { data, .. } => data.is_empty(),
+            Request::Zero { len, .. } => *len == 0,
+            Request::Flush => false,
+        };
+        if empty {
+            self.answers_held.push_back((req, Ok(Bytes::new())));
+            self.release_answers(ctx);
+            return;
+        }
         self.backlog.push_back((req, request));
         self.pump_requests(ctx);
     }
@@ -81,14 +92,6 @@ impl Primary {
             Request::Flush => {
                 self.requests.insert(req, open);
                 self.request_flush(ctx, req);
-            }
-            Request::Read { len: 0, .. } | Request::Zero { len: 0, .. } => {
-                self.requests.insert(req, open);
-                self.finish(ctx, req, Ok(Bytes::new()));
-            }
-            Request::Write { data, .. } if data.is_empty() => {
-                self.requests.insert(req, open);
-                self.finish(ctx, req, Ok(Bytes::new()));
             }
             Request::Read { offset, len } => {
                 self.read_bytes += u64::from(len);
@@ -150,7 +153,7 @@ impl Primary {
             if self.requests[&req].left >= 4 {
                 return;
             }
-            let (at, part) = cut(ctx, offset, len, max)[0];
+            let (at, part) = first_part(ctx, offset, len, max);
             let open = self.requests.get_mut(&req).expect("just seen");
             open.rest = (part < len).then(|| (offset + part, len - part, fua));
             open.left += 1;
@@ -333,6 +336,7 @@ impl Primary {
             .into_iter()
             .map(|(r, _)| r)
             .collect();
+        self.fail_flushes();
         for req in open.into_iter().chain(queued) {
             self.answers_held.push_back((req, Err(RequestError::Io)));
         }
@@ -371,22 +375,30 @@ fn covering(ctx: &Ctx, offset: u64, len: u64) -> (BlockRange, usize) {
     )
 }
 
-/// Cuts bytes into parts of at most `max` blocks, with ends on block borders so that only edges are patched.
-fn cut(ctx: &Ctx, offset: u64, len: u64, max: u64) -> Vec<(u64, u64)> {
+/// The first of the parts that bytes are cut into: at most `max` blocks, ending on a block border if it can, so that
+/// only edges are patched.
+fn first_part(ctx: &Ctx, at: u64, len: u64, max: u64) -> (u64, u64) {
     let block = u64::from(ctx.layout.geometry.block_bytes);
+    let end = at + len;
+    let head = at % block;
+    let to = if head != 0 {
+        (at - head + block).min(end)
+    } else if len < block {
+        end
+    } else {
+        (at + max * block).min(end - end % block)
+    };
+    (at, to - at)
+}
+
+/// All the parts.
+fn cut(ctx: &Ctx, offset: u64, len: u64, max: u64) -> Vec<(u64, u64)> {
     let mut parts = Vec::new();
     let (mut at, end) = (offset, offset + len);
     while at < end {
-        let head = at % block;
-        let to = if head != 0 {
-            (at - head + block).min(end)
-        } else if end - at < block {
-            end
-        } else {
-            (at + max * block).min(end - end % block)
-        };
-        parts.push((at, to - at));
-        at = to;
+        let (from, part) = first_part(ctx, at, end - at, max);
+        parts.push((from, part));
+        at += part;
     }
     parts
 }

@@ -8,6 +8,14 @@ use holdfast_types::{BlockRange, DiskState, Incarnation, NodeId, NodeSet, Run, S
 use holdfast_wire::{Attach, Frame, Refusal, Stamp};
 use std::collections::BTreeMap;
 
+/// A flush that precedes the cut, so that the cut's own one is short: what counts waits for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stable {
+    No,
+    Asked { token: u64, at: Now },
+    Yes,
+}
+
 /// A write on its way to a replica.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
@@ -29,8 +37,10 @@ pub(super) struct Session {
     pub(super) cursor: u64,
     pub(super) sent_bytes: u64,
     pub(super) equal_blocks: u64,
-    /// Something was resynced in this session.
-    pub(super) resynced: bool,
+    /// What was resynced is on its stable storage.
+    pub(super) stable: Stable,
+    /// Nothing is known of its blocks: compare all.
+    pub(super) strange: bool,
 }
 
 impl Primary {
@@ -51,7 +61,7 @@ impl Primary {
         }
         let member = self.in_sync.has(peer);
         if member {
-            if let Some(why) = self.unfit(ctx, peer, &hello) {
+            if let Some(why) = self.unfit(peer, &hello) {
                 self.propose_removal(ctx, peer, why);
                 return;
             }
@@ -61,6 +71,7 @@ impl Primary {
         {
             return;
         }
+        let strange = self.strange(peer, &hello);
         let stamp = Stamp {
             epoch: self.epoch,
             session: SessionId(self.next_session),
@@ -75,7 +86,8 @@ impl Primary {
             cursor: 0,
             sent_bytes: 0,
             equal_blocks: 0,
-            resynced: false,
+            stable: Stable::No,
+            strange,
         };
         self.sessions.insert(peer, session);
         ctx.send(
@@ -88,8 +100,18 @@ impl Primary {
         );
     }
 
+    /// Is this another disk than the one this node knew, or one that went back in time (rule 31)? Then bits for it mean
+    /// nothing.
+    fn strange(&mut self, peer: NodeId, hello: &holdfast_wire::Hello) -> bool {
+        let now = (hello.incarnation, hello.run, hello.log_number);
+        let before = self.known.insert(peer, now);
+        before.is_some_and(|(incarnation, run, log)| {
+            incarnation != now.0 || now.1 < run || (now.1 > run && now.2 < log)
+        })
+    }
+
     /// Why a member cannot go on as one, if it cannot.
-    fn unfit(&self, ctx: &Ctx, peer: NodeId, hello: &holdfast_wire::Hello) -> Option<SetChange> {
+    fn unfit(&self, peer: NodeId, hello: &holdfast_wire::Hello) -> Option<SetChange> {
         match hello.disk {
             DiskState::Diskless | DiskState::Failed => return Some(SetChange::DiskFailed),
             // A member says UpToDate, or Syncing if it has not heard yet that it is one. Outdated: a new or removed disk.
@@ -99,8 +121,9 @@ impl Primary {
         match self.member_runs.get(&peer) {
             Some(&life) if life != (hello.incarnation, hello.run) => Some(SetChange::Restarted),
             Some(_) => None,
-            // First time in this epoch: fit to reconcile unless it alone lost its cache (rule 9).
-            None if self.phase == Phase::Collecting && (!hello.unclean || ctx.unclean) => None,
+            // First time in this epoch: fit to reconcile unless it lost its cache; then it is resynced from its log,
+            // and counts as clean again when it is taken in (rules 8, 9).
+            None if self.phase == Phase::Collecting && !hello.unclean => None,
             None => Some(SetChange::Restarted),
         }
     }
@@ -211,6 +234,9 @@ impl Primary {
             for &range in report {
                 ctx.bits.suspect(NodeSet::only(peer), range);
             }
+            if self.sessions[&peer].strange {
+                ctx.bits.suspect_all(peer);
+            }
             self.note_attached(ctx, peer, member);
         }
         self.pump_jobs(ctx);
@@ -231,15 +257,20 @@ impl Primary {
         self.member_runs.remove(&peer);
         self.lost_since.remove(&peer);
         self.heard = self.heard.without(peer);
+        self.delay_rejoin(ctx, peer);
+        if self.sessions.contains_key(&peer) {
+            self.peer_down(ctx, peer);
+            ctx.disconnect(peer);
+        }
+    }
+
+    /// It may be taken in again only after a while, longer each time (rule 39).
+    pub(super) fn delay_rejoin(&mut self, ctx: &Ctx, peer: NodeId) {
         let times = self.rejoin.get(&peer).map_or(0, |(n, _)| *n);
         let timing = ctx.cfg.timing;
         let delay = (timing.rejoin_ms << times.min(16)).min(timing.rejoin_max_ms);
         self.rejoin
             .insert(peer, (times + 1, ctx.now.plus_ms(delay)));
-        if self.sessions.contains_key(&peer) {
-            self.peer_down(ctx, peer);
-            ctx.disconnect(peer);
-        }
     }
 
     /// Whoever stops counting gets bits for every write that is not settled.

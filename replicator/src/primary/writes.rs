@@ -32,7 +32,7 @@ pub(super) struct Write {
     source: Source,
     pub(super) issued: Now,
     local: bool,
-    /// To whom it was sent in a session that lives.
+    /// To whom it was sent.
     pub(super) sent: NodeSet,
     pub(super) answered: NodeSet,
 }
@@ -350,6 +350,7 @@ impl Primary {
     }
 
     pub(super) fn peer_flushed(&mut self, ctx: &mut Ctx, peer: NodeId, token: u64) {
+        self.preflushed(ctx, peer, token);
         if let Some(flush) = self.flush.as_mut().filter(|f| f.token == token) {
             flush.waiting = flush.waiting.without(peer);
             self.try_end_flush(ctx);
@@ -365,16 +366,26 @@ impl Primary {
             return;
         }
         let flush = self.flush.take().expect("just seen");
+        // Not one that a hand-over asks for only now, because this round was its last request.
+        let confirming = self.drain == Some(Drain::Confirming);
         for req in flush.requests {
             self.finish(ctx, req, Ok(Bytes::new()));
         }
-        if self.drain == Some(Drain::Confirming) {
+        if confirming {
             self.drain = Some(Drain::Done);
             ctx.control(crate::ToControl::Drained { epoch: self.epoch });
         }
         // A cut goes between two rounds: the next one counts the new replica.
         self.pump_jobs(ctx);
         self.pump_flush(ctx);
+    }
+
+    /// The requests that wait for flushes are being failed with the others.
+    pub(super) fn fail_flushes(&mut self) {
+        self.flush_next.clear();
+        if let Some(flush) = &mut self.flush {
+            flush.requests.clear();
+        }
     }
 
     // ---- planned hand-over

@@ -34,6 +34,8 @@ pub struct Site {
     pub boot: u128,
     /// Disk operations wait here while `slow`.
     pub slow: bool,
+    /// Every disk operation fails.
+    pub fail: bool,
     queue: VecDeque<(IoId, DiskOp)>,
 }
 
@@ -265,7 +267,11 @@ impl Cluster {
                 while !self.sites[n].slow
                     && let Some((io, op)) = self.sites[n].queue.pop_front()
                 {
-                    let result = Ok(self.sites[n].apply(&op));
+                    let result = if self.sites[n].fail {
+                        Err(holdfast_replicator::DiskError::Io)
+                    } else {
+                        Ok(self.sites[n].apply(&op))
+                    };
                     self.event(n, Event::DiskDone { io, result });
                     moved = true;
                 }
@@ -284,6 +290,61 @@ impl Cluster {
                 return;
             }
         }
+    }
+
+    /// Runs until nothing moves, and looks after each step.
+    pub fn settle_until(&mut self, mut f: impl FnMut(&Self)) {
+        loop {
+            let mut moved = false;
+            for n in 0..self.sites.len() {
+                if let Some((io, op)) = self.sites[n].queue.pop_front() {
+                    let result = Ok(self.sites[n].apply(&op));
+                    self.event(n, Event::DiskDone { io, result });
+                    f(self);
+                    moved = true;
+                }
+            }
+            if let Some((from, to, frame)) = self.frames.pop_front() {
+                self.event(
+                    to,
+                    Event::Frame {
+                        peer: NodeId(from as u8),
+                        frame,
+                    },
+                );
+                f(self);
+                moved = true;
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+    /// One step; false if nothing moved.
+    pub fn one(&mut self) -> bool {
+        for n in 0..self.sites.len() {
+            if !self.sites[n].slow
+                && let Some((io, op)) = self.sites[n].queue.pop_front()
+            {
+                let result = Ok(self.sites[n].apply(&op));
+                self.event(n, Event::DiskDone { io, result });
+                return true;
+            }
+        }
+        if let Some((from, to, frame)) = self.frames.pop_front() {
+            self.event(
+                to,
+                Event::Frame {
+                    peer: NodeId(from as u8),
+                    frame,
+                },
+            );
+            return true;
+        }
+        false
+    }
+    pub fn fail_next_write(&mut self, n: usize) {
+        self.sites[n].fail = true;
     }
 
     /// Lets time pass, with ticks.
@@ -403,6 +464,7 @@ impl Site {
             stopped: false,
             boot: 1,
             slow: false,
+            fail: false,
             queue: VecDeque::new(),
         };
         for (offset, bytes) in initialise(&layout, &superblock, start).unwrap() {
@@ -430,6 +492,10 @@ impl Site {
         Bytes::new()
     }
 
+    pub fn drop_queue_io(&mut self) {
+        self.queue.clear();
+        self.slow = false;
+    }
     fn flush_queue(&mut self) {
         while let Some((_, op)) = self.queue.pop_front() {
             self.apply(&op);

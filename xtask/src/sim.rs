@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use std::process::Command;
 
 /// Seeds of a full run: about a minute on two slow cores.
-const SEEDS: u32 = 300;
+const SEEDS: u32 = 1000;
 
 pub(crate) fn seeds(report: &mut Report) -> Result<()> {
     let count = SEEDS.to_string();

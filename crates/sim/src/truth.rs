@@ -52,7 +52,11 @@ impl World {
         }
         if let Some((_, members)) = change.promoted {
             self.trace.mark("promoted");
-            let clean = |m: &&crate::node::SimNode| members.has(m.id) && !m.unclean;
+            // A write or flush error is final for a disk: it counts as lost, whatever can still be read from it.
+            let failed = |m: &crate::node::SimNode| {
+                m.bad_disk && m.disk.as_ref().is_some_and(|d| d.failed > 0)
+            };
+            let clean = |m: &&crate::node::SimNode| members.has(m.id) && !m.unclean && !failed(m);
             let whole = |m: &&crate::node::SimNode| members.has(m.id) && !m.strange_disk;
             self.choice = Choice {
                 epoch: view.epoch.0,

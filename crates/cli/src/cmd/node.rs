@@ -16,7 +16,8 @@ pub(super) fn run(args: NodeArgs) -> Result<(), Failure> {
     if let Some(parent) = args.parent {
         die_with(parent)?;
     }
-    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("info,fuser=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -9,7 +9,6 @@ use crate::args::NBD_VARIABLE;
 use crate::client::Client;
 use crate::failure::Failure;
 use anyhow::{Context, bail, ensure};
-use holdfast_blockdev::frontend::loopdev;
 use holdfast_config::Profile;
 use holdfast_host::machine::Mode;
 use holdfast_node::api_types::{
@@ -18,6 +17,8 @@ use holdfast_node::api_types::{
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -64,6 +65,9 @@ pub(super) struct Cluster {
     daemons: [Option<Child>; NODES.len()],
     site: Site,
     files: Files,
+    /// Loop devices that were seen: how the kernel calls their files cannot be read from outside the
+    /// machines, so they are known by their names.
+    loops: RefCell<BTreeSet<PathBuf>>,
 }
 
 impl Cluster {
@@ -82,6 +86,7 @@ impl Cluster {
             daemons: [None, None, None],
             site,
             files,
+            loops: RefCell::default(),
         })
     }
 
@@ -301,13 +306,24 @@ impl Cluster {
             let mut instead = String::new();
             for node in among {
                 match self.resource(*node) {
-                    Ok(r) if r.here == Some(Phase::Primary) => return Ok(Ok(*node)),
+                    Ok(r) if r.here == Some(Phase::Primary) => {
+                        self.note_loops(&r);
+                        return Ok(Ok(*node));
+                    }
                     Ok(r) => instead = because(&r.why),
                     Err(error) => instead = error.to_string(),
                 }
             }
             Ok(Err(instead))
         })
+    }
+
+    fn note_loops(&self, resource: &ResourceInfo) {
+        let ways = resource.volumes.iter().flat_map(|v| &v.frontends);
+        let loops = ways.filter(|way| way.kind == "loop");
+        self.loops
+            .borrow_mut()
+            .extend(loops.map(|way| way.path.clone()));
     }
 
     /// Waits until `node`, the primary, sees both copies in sync and connected; its volume then.
@@ -327,11 +343,13 @@ impl Cluster {
     // ---- what is left
 
     fn left_behind(&self) -> Look<()> {
-        if self.site.mode() == Mode::Root {
-            let loops = loopdev::find_under(self.files.folder()).unwrap_or_default();
-            if let Some(device) = loops.first() {
-                return Err(format!("{} goes", device.path.display()));
-            }
+        let attached = |device: &&PathBuf| {
+            let name = device.file_name().unwrap_or_default();
+            let file = Path::new("/sys/block").join(name).join("loop/backing_file");
+            file.exists()
+        };
+        if let Some(device) = self.loops.borrow().iter().find(attached) {
+            return Err(format!("{} is attached", device.display()));
         }
         if self.site.mode() == Mode::Loopback
             && let Err(error) = TcpListener::bind(self.service_address())
@@ -356,12 +374,6 @@ impl Drop for Cluster {
         );
         if let Err(error) = waited {
             eprintln!("holdfast demo: {error}");
-            if self.site.mode() == Mode::Root {
-                match loopdev::detach_under(self.files.folder()) {
-                    Ok(_) => {}
-                    Err(error) => eprintln!("holdfast demo: {error}"),
-                }
-            }
         }
     }
 }

@@ -7,7 +7,7 @@ use super::late::Late;
 use super::patience::{self, Stopped};
 use super::report::Report;
 use super::signals::Cancel;
-use super::site::{DATA, NODES, Site, WITNESS};
+use super::site::{DATA, NODES, Site};
 use super::workload::{self, PATIENCE, Verified, Workload};
 use super::{Voice, compare};
 use crate::args::{DemoArgs, DemoFault, DemoWorkload};
@@ -268,9 +268,8 @@ impl Run<'_> {
             for (node, name) in NODES.into_iter().enumerate() {
                 if let Some(machine) = self.cluster.site().machine(node) {
                     self.say(&format!(
-                        "  nsenter -t {} {users}-n -m -p bash      on {name}{}",
+                        "  nsenter -t {} {users}-n -m -p bash      on {name}",
                         machine.pid(),
-                        if node == WITNESS { ", the witness" } else { "" }
                     ));
                 }
             }

@@ -8,7 +8,7 @@ use crate::api_types::{
 };
 use crate::clock;
 use crate::hostops;
-use crate::net::{lanes, mesh};
+use crate::net::{self, lanes, mesh};
 use crate::volume::{Commands, VolumeStatus};
 use holdfast_control::{
     PhaseWord, ResourceIx, ResourceStatus, Status as ControlStatus, VolumeIx, Wanted,
@@ -94,7 +94,10 @@ pub(super) async fn cluster(cx: &Context) -> Result<ClusterStatus, ApiError> {
     let remote = primaries(cx, &control).await;
     let mut why: Vec<String> = control.waiting.iter().cloned().collect();
     for node in cx.config.nodes.iter().filter(|n| n.id != cx.me.id) {
-        if let Some(trouble) = cx.troubles.get(&mesh::trouble_key(&node.name)) {
+        // One side dials and knows whom; the other knows only from where it was called.
+        let dialled = cx.troubles.get(&mesh::trouble_key(&node.name));
+        let called = || cx.troubles.get(&net::source_key(node.address));
+        if let Some(trouble) = dialled.or_else(called) {
             why.push(format!("{} is not connected: {trouble}", node.name));
         }
     }

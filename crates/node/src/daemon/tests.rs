@@ -352,6 +352,27 @@ fn an_isolated_primary_steps_down_and_its_place_is_taken() {
 }
 
 #[test]
+fn a_node_with_another_secret_is_kept_out_and_status_says_why_on_both_sides() {
+    let mut c = Cluster::new();
+    c.until("a", "all nodes are there", |s| {
+        s.quorum && s.nodes.iter().all(|n| n.online)
+    });
+    c.stop("b");
+    let text = std::fs::read_to_string(&c.config).unwrap();
+    // The file of the others stays as they have read it.
+    std::fs::write(
+        &c.config,
+        text.replace("0123456789abcdef", "fedcba9876543210"),
+    )
+    .unwrap();
+    c.start("b");
+    let says = |s: &ClusterStatus| s.why.iter().any(|w| w.contains("cluster secret"));
+    c.until("b", "it says why", says);
+    c.until("a", "it says why", says);
+    assert!(c.status("a").quorum && !c.status("b").quorum);
+}
+
+#[test]
 fn refusals_change_nothing() {
     let c = Cluster::new();
     std::fs::write(c.dir.path().join("b.img"), vec![1; 32 * MIB]).unwrap();

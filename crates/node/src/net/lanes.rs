@@ -386,10 +386,10 @@ async fn accepted_one(shared: &Rc<Shared>, mut stream: TcpStream, from: SocketAd
     let ask = match connect::accept(&shared.cred, &mut stream, known).await {
         Ok(ask) => ask,
         Err(ConnectError::Refused(why)) => {
-            if shared
-                .troubles
-                .set(&format!("from {}", from.ip()), &why.to_string())
-                && !why.passing()
+            if !why.passing()
+                && shared
+                    .troubles
+                    .set(&super::source_key(from.ip()), &why.to_string())
             {
                 tracing::warn!("lanes: connection from {from} refused: {why}");
             }
@@ -400,7 +400,7 @@ async fn accepted_one(shared: &Rc<Shared>, mut stream: TcpStream, from: SocketAd
             return;
         }
     };
-    shared.troubles.clear(&format!("from {}", from.ip()));
+    shared.troubles.clear(&super::source_key(from.ip()));
     let (Purpose::WriteLane(volume) | Purpose::BulkLane(volume)) = ask.purpose else {
         return;
     };

@@ -253,7 +253,7 @@ async fn listen<M: Serialize + DeserializeOwned + Send + 'static>(
             };
             let result = connect::accept(&shared.cred, &mut stream, known).await;
             shared.handshakes.fetch_sub(1, Ordering::Relaxed);
-            let source = format!("from {}", from.ip());
+            let source = super::source_key(from.ip());
             match result {
                 Ok(ask) => {
                     shared.troubles.clear(&source);

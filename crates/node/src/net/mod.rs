@@ -28,6 +28,11 @@ pub const TCP_USER_TIMEOUT_MS: u32 = 5000;
 /// Handshakes under way at a listener at the most: more are closed unread.
 pub const HANDSHAKES_MAX: usize = 64;
 
+/// The key under which trouble with callers from an address is kept.
+pub fn source_key(from: std::net::IpAddr) -> String {
+    format!("from {from}")
+}
+
 /// The pause before the next try.
 #[derive(Debug)]
 pub(crate) struct Backoff(u64);

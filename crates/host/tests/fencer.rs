@@ -52,6 +52,7 @@ fn a_passed_deadline_fences_its_slot_alone_and_sends_the_release() {
     let ear = UdpSocket::bind("127.0.0.1:0").expect("socket");
     ear.set_read_timeout(Some(PATIENCE)).expect("timeout");
     let to = ear.local_addr().expect("address");
+    assert!(fencer.set_deadline(first, NEVER) && fencer.set_deadline(second, NEVER));
     let _release = fencer
         .register(
             first,
@@ -63,7 +64,6 @@ fn a_passed_deadline_fences_its_slot_alone_and_sends_the_release() {
         .expect("room");
     let mut a = service(&fencer, first, dir.path());
     let mut b = service(&fencer, second, dir.path());
-    assert!(fencer.set_deadline(second, NEVER));
     // Renewed a few times, then not.
     for _ in 0..5 {
         assert!(fencer.set_deadline(first, now_ns() + 10_000_000_000));
@@ -110,6 +110,7 @@ fn a_side_effect_made_after_the_fencing_is_undone_too() {
         .into_iter()
         .find(|u| matches!(u, Undo::Service { .. }))
         .expect("always there");
+    assert!(fencer.set_deadline(slot, NEVER));
     let record = fencer.register(slot, &undo).expect("room");
     assert!(fencer.set_deadline(slot, now_ns()));
     until("the slot is fenced", || {
@@ -123,12 +124,34 @@ fn a_side_effect_made_after_the_fencing_is_undone_too() {
 }
 
 #[test]
+fn nothing_is_registered_without_a_deadline_that_lasts() {
+    let fencer = spawn();
+    let slot = Slot::new(4).expect("slot");
+    let undo = Undo::Service { marker: 1 };
+    let refused = fencer.register(slot, &undo).expect_err("no lease");
+    assert!(refused.to_string().contains("no lease"), "{refused}");
+    assert!(!fencer.may_hold(slot) && !fencer.has_records(slot));
+    assert!(fencer.set_deadline(slot, NEVER) && fencer.may_hold(slot));
+    let record = fencer.register(slot, &undo).expect("room");
+    assert!(fencer.has_records(slot));
+    fencer.unregister(record);
+    // A machine that was paused: the deadline is over before the fencer has looked.
+    assert!(fencer.set_deadline(slot, 1) && !fencer.may_hold(slot));
+    assert!(fencer.register(slot, &undo).is_err());
+    until("the slot is fenced", || {
+        fencer.rearm(slot) && !fencer.is_fenced(slot) && fencer.clear(slot)
+    });
+    assert!(fencer.register(slot, &undo).is_err() && !fencer.has_records(slot));
+    fencer.quit().expect("it ends");
+}
+
+#[test]
 fn a_dead_fencer_is_noticed_and_its_successor_goes_on() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let fencer = spawn();
     let slot = Slot::new(5).expect("slot");
-    let mut held = service(&fencer, slot, dir.path());
     assert!(fencer.set_deadline(slot, NEVER) && fencer.is_alive());
+    let mut held = service(&fencer, slot, dir.path());
     let first = fencer.pid();
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(first as i32),

@@ -38,6 +38,11 @@ impl Iterator for Schedule {
 
 /// Announces the VIP once, in every form. Returns false when its interface has nobody to tell.
 pub fn announce(place: &Place) -> Result<bool> {
+    announce_while(place, &|| true)
+}
+
+/// [`announce`], asking before each packet whether it may still be sent.
+fn announce_while(place: &Place, may_announce: &impl Fn() -> bool) -> Result<bool> {
     if place.is_loopback() {
         return Ok(false);
     }
@@ -59,17 +64,24 @@ pub fn announce(place: &Place) -> Result<bool> {
     };
     let packets = packet::Packets::open(&link, place.addr).map_err(fail)?;
     for frame in packet::announcements(place.addr, mac) {
+        if !may_announce() {
+            break;
+        }
         packets.send(&frame).map_err(fail)?;
     }
     Ok(true)
 }
 
 /// Announces by the schedule until dropped or aborted; a failure (a link that is down for a while) is logged and the
-/// schedule goes on.
-pub async fn keep_announcing(place: Place) {
+/// schedule goes on. While `may_announce` says no, nothing is sent: a process that was stopped and wakes without its
+/// lease would lead the clients to itself before anybody takes its address away.
+pub async fn keep_announcing(place: Place, may_announce: impl Fn() -> bool) {
     for wait in Schedule::default() {
         tokio::time::sleep(wait).await;
-        match announce(&place) {
+        if !may_announce() {
+            continue;
+        }
+        match announce_while(&place, &may_announce) {
             Ok(true) => {}
             // Nobody will ever be told on this interface.
             Ok(false) if place.is_loopback() => return,

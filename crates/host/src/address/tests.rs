@@ -151,3 +151,20 @@ fn the_schedule_is_dense_first_and_never_ends() {
     );
     assert_eq!(Schedule::default().nth(1000), Some(Duration::from_secs(60)));
 }
+
+#[test]
+fn nothing_is_announced_while_it_may_not_be() {
+    let asked = std::cell::Cell::new(0);
+    let may_announce = || {
+        asked.set(asked.get() + 1);
+        asked.get() > 2
+    };
+    let place = locate(&Vip::new("127.0.0.9".parse().expect("address"))).expect("local");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("runtime");
+    // Twice refused and asked again by the schedule; allowed, it finds nobody to tell on this interface, and ends.
+    runtime.block_on(keep_announcing(place, may_announce));
+    assert_eq!(asked.get(), 3);
+}

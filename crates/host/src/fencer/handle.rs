@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::page::{Mapping, RecordCell, SLOTS_MAX, SlotCell, SlotState};
@@ -147,6 +147,17 @@ impl FencerHandle {
         matches!(self.state(slot), SlotState::Fencing | SlotState::Fenced)
     }
 
+    /// Whether side effects of the slot may be made at this instant: it has a deadline, and that has not passed. Asked
+    /// right before each act, because a process that was stopped in between wakes before it is fenced.
+    pub fn may_hold(&self, slot: Slot) -> bool {
+        matches!(self.state(slot), SlotState::Held(until) if until > sys::boottime_ns())
+    }
+
+    /// Whether anything of the slot is registered.
+    pub fn has_records(&self, slot: Slot) -> bool {
+        !self.slot(slot).is_empty()
+    }
+
     /// Takes note of a finished fencing: forgets the slot's records and makes it usable again. False while the fencer is
     /// still at work on it.
     pub fn rearm(&self, slot: Slot) -> bool {
@@ -163,18 +174,36 @@ impl FencerHandle {
         }
     }
 
-    /// Notes how to undo a side effect that is about to be made; refused when fencing of the slot has begun. Because
-    /// fencing may begin right after, the caller looks at [`is_fenced`](Self::is_fenced) once more when the side effect
-    /// exists, and undoes it then; the fencer looks again and again too, until [`rearm`](Self::rearm).
+    /// Notes how to undo a side effect that is about to be made; refused when the slot has no deadline, when that has
+    /// passed, and when fencing of the slot has begun. Because fencing may begin right after, the caller looks at
+    /// [`is_fenced`](Self::is_fenced) once more when the side effect exists, and undoes it then; the fencer looks again
+    /// and again too, until [`rearm`](Self::rearm).
     pub fn register(&self, slot: Slot, undo: &Undo) -> Result<Record> {
         let life = self.lives[slot.index()].load(Ordering::Acquire);
+        self.demand(slot)?;
         let index = self.slot(slot).publish(undo)?;
-        if self.is_fenced(slot) {
-            return Err(Error::Fencer {
-                problem: format!("has fenced slot {}: nothing may be held there", slot.0),
-            });
+        let record = Record { slot, index, life };
+        if let Err(e) = self.demand(slot) {
+            // Nothing has been made. In a fenced slot the record stays until `rearm`.
+            self.unregister(record);
+            return Err(e);
         }
-        Ok(Record { slot, index, life })
+        Ok(record)
+    }
+
+    /// Fails when nothing may be held in the slot.
+    fn demand(&self, slot: Slot) -> Result<()> {
+        if self.may_hold(slot) {
+            return Ok(());
+        }
+        let why = match self.state(slot) {
+            SlotState::Fencing | SlotState::Fenced => "has fenced",
+            SlotState::Idle => "knows of no lease for",
+            SlotState::Held(_) => "is about to fence",
+        };
+        Err(Error::Fencer {
+            problem: format!("{why} slot {}: nothing may be held there", slot.0),
+        })
     }
 
     /// Forgets a side effect that is gone. After a fencing there is nothing to forget: `rearm` has done it.
@@ -219,8 +248,13 @@ impl FencerHandle {
     }
 
     /// Whether the fencer is there. When it is not, no side effect may be held until [`respawn`](Self::respawn).
+    /// Never waits: while one is being started there is none.
     pub fn is_alive(&self) -> bool {
-        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut process = match self.process.try_lock() {
+            Ok(process) => process,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
         matches!(process.child.try_wait(), Ok(None))
     }
 

@@ -9,6 +9,7 @@
 //! - deadline and state are one atomic word: either the daemon's renewal or the fencer's start wins, never both;
 //! - once fencing of a slot has begun it cannot be taken back; the daemon sees [`SlotState::Fenced`] and must call
 //!   [`FencerHandle::rearm`] before it may hold anything again;
+//! - a record is accepted only under a deadline that has not passed;
 //! - a record is complete before the fencer can see it, and taken off only after its side effect is gone;
 //! - the fencer's loop allocates nothing, and never waits for a disk: what may hang is done by a child of it;
 //! - a SIGSTOPped daemon does not stop it, a killed daemon starts it, a terminal's signals do not reach it.

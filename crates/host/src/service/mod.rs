@@ -266,15 +266,15 @@ impl Service {
     }
 
     /// Asks the service to end, kills everything of it that is left after `grace`, and waits until all is gone.
-    pub async fn stop(self, grace: Duration) -> Result<ExitStatus> {
+    pub async fn stop(mut self, grace: Duration) -> Result<ExitStatus> {
         let name = self.spec.name.clone();
         tokio::task::spawn_blocking(move || self.stop_blocking(grace))
             .await
             .unwrap_or_else(|e| Err(Error::system("stop a service", name, io::Error::other(e))))
     }
 
-    /// [`stop`](Self::stop) without a runtime.
-    pub fn stop_blocking(mut self, grace: Duration) -> Result<ExitStatus> {
+    /// [`stop`](Self::stop) without a runtime. After an error something of it may live on, and this may be tried again.
+    pub fn stop_blocking(&mut self, grace: Duration) -> Result<ExitStatus> {
         let until = Instant::now() + grace;
         // Who belongs is looked up while the tree is whole: a child that outlives its parent has no parent to show.
         let mut hunt = self.hunt();

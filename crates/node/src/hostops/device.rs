@@ -121,9 +121,14 @@ impl Devices {
         }
         let dir = device_root(&s.state_dir).join(format!("{}-{}", s.resource.name, volume.name));
         fs::create_dir_all(&dir).map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
-        // Taken apart by halves in an earlier try.
-        open.block = None;
-        let fuse_record = guard.register(&Undo::Fuse { path: dir.clone() })?;
+        // Left by an earlier try that ended half-way.
+        if let Some(block) = &mut open.block {
+            close_block(block, guard, true)?;
+            let record = open.block.take().and_then(|b| b.fuse_record);
+            guard.unregister(record);
+        }
+        let mut fuse_record = guard.register(&Undo::Fuse { path: dir.clone() })?;
+        guard.still_leased(&mut fuse_record)?;
         let fuse = match FuseMount::mount(&dir, link.port.clone(), volume.size_bytes) {
             Ok(fuse) => fuse,
             Err(e) => {
@@ -140,6 +145,7 @@ impl Devices {
             fuse,
             fuse_record,
         });
+        guard.still_leased(&mut None)?;
         // Its number is known only when it is there; until then the FUSE record covers it, for the
         // device detaches by itself when its file is gone.
         let device = LoopDevice::attach(&file).map_err(|e| e.to_string())?;

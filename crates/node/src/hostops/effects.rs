@@ -32,6 +32,8 @@ struct Wanted {
     note: Option<String>,
     restart_at: Option<Instant>,
     failures: u32,
+    /// It is to end: what is still there is not started again.
+    stopping: bool,
 }
 
 struct HeldVip {
@@ -85,6 +87,7 @@ impl Effects {
                         device.display()
                     ));
                 }
+                guard.still_leased(&mut None)?;
                 let label: String = s.resource.name.chars().take(12).collect();
                 mount::make(device, fs, &label).map_err(|e| e.to_string())?;
                 s.timeline.add(
@@ -94,9 +97,10 @@ impl Effects {
                 );
             }
             going.on()?;
+            guard.still_leased(&mut None)?;
             mount::check(device, fs).map_err(|e| e.to_string())?;
             going.on()?;
-            let record = guard.register(&Undo::Mount {
+            let mut record = guard.register(&Undo::Mount {
                 path: m.path.clone(),
             })?;
             let spec = mount::Spec {
@@ -105,6 +109,7 @@ impl Effects {
                 fs,
                 options: m.options.clone(),
             };
+            guard.still_leased(&mut record)?;
             if let Err(e) = mount::mount(&spec) {
                 guard.unregister(record);
                 return Err(e.to_string());
@@ -156,6 +161,7 @@ impl Effects {
         for config in &s.resource.services {
             going.on()?;
             let wanted = self.services.entry(config.name.clone()).or_default();
+            wanted.stopping = false;
             let alive = wanted
                 .running
                 .as_mut()
@@ -195,31 +201,29 @@ impl Effects {
     ) -> Result<(), String> {
         let forced = forced || guard.fenced();
         for config in s.resource.services.iter().rev() {
-            let Some(mut wanted) = self.services.remove(&config.name) else {
+            let Some(wanted) = self.services.get_mut(&config.name) else {
                 continue;
             };
-            let Some(mut running) = wanted.running.take() else {
-                continue;
-            };
-            let stopped = if forced {
-                running.service.kill().map(|_| ())
-            } else {
-                let grace = Duration::from_millis(config.stop_timeout_ms);
-                running.service.stop_blocking(grace).map(|_| ())
-            };
-            // Records stay registered when something is left: the fencer goes on with it.
-            stopped.map_err(|e| e.to_string())?;
-            running
-                .records
-                .into_iter()
-                .for_each(|r| guard.unregister(Some(r)));
+            wanted.stopping = true;
+            if let Some(running) = &mut wanted.running {
+                let stopped = if forced {
+                    running.service.kill()
+                } else {
+                    let grace = Duration::from_millis(config.stop_timeout_ms);
+                    running.service.stop_blocking(grace)
+                };
+                // What could not be ended stays known, here for the next try and with the fencer.
+                stopped.map_err(|e| e.to_string())?;
+            }
+            forget(wanted, guard);
+            self.services.remove(&config.name);
         }
         Ok(())
     }
 
     /// Starts services again that ended by themselves. True: something changed.
     pub(super) fn look_after_services(&mut self, s: &Settings, guard: &Guard) -> bool {
-        if guard.fenced() {
+        if !guard.leased() {
             return false;
         }
         let mut changed = false;
@@ -227,22 +231,36 @@ impl Effects {
             let Some(wanted) = self.services.get_mut(&config.name) else {
                 continue;
             };
+            if wanted.stopping {
+                continue;
+            }
             if let Some(status) = wanted.running.as_mut().and_then(|r| r.service.try_wait()) {
-                let text = format!(
-                    "service {} has ended by itself ({status}); it is started again",
-                    config.name
-                );
-                s.timeline.add(&s.resource.name, "service-ended", text);
+                // Set while there is something left of it that could not be ended.
+                match wanted.restart_at {
+                    Some(at) if at > Instant::now() => continue,
+                    Some(_) => {}
+                    None => {
+                        let text = format!(
+                            "service {} has ended by itself ({status}); it is started again",
+                            config.name
+                        );
+                        s.timeline.add(&s.resource.name, "service-ended", text);
+                        let pause = RESTART_PAUSE
+                            .saturating_mul(1 << wanted.failures.min(5))
+                            .min(RESTART_PAUSE_MAX);
+                        wanted.failures += 1;
+                        wanted.restart_at = Some(Instant::now() + pause);
+                        wanted.note = Some(format!("ended by itself ({status})"));
+                        changed = true;
+                    }
+                }
                 if let Err(e) = reap(wanted, guard) {
                     tracing::warn!("service {}: {e}", config.name);
+                    wanted.note = Some(e);
+                    wanted.restart_at = Some(Instant::now() + RESTART_PAUSE_MAX);
+                    changed = true;
+                    continue;
                 }
-                let pause = RESTART_PAUSE
-                    .saturating_mul(1 << wanted.failures.min(5))
-                    .min(RESTART_PAUSE_MAX);
-                wanted.failures += 1;
-                wanted.restart_at = Some(Instant::now() + pause);
-                wanted.note = Some(format!("ended by itself ({status})"));
-                changed = true;
             }
             if wanted.running.is_none() && wanted.restart_at.is_some_and(|at| at <= Instant::now())
             {
@@ -295,17 +313,21 @@ impl Effects {
                 device: vip.device.clone(),
             };
             let place = address::locate(&vip).map_err(|e| e.to_string())?;
-            let record = match place.undo() {
+            let mut record = match place.undo() {
                 Some(undo) => guard.register(&undo)?,
                 None => None,
             };
+            guard.still_leased(&mut record)?;
             if let Err(e) = address::add(&place) {
                 guard.unregister(record);
                 return Err(e.to_string());
             }
             let announcing = s
                 .runtime
-                .spawn(address::keep_announcing(place.clone()))
+                .spawn(address::keep_announcing(place.clone(), {
+                    let guard = guard.clone();
+                    move || guard.leased()
+                }))
                 .abort_handle();
             self.look_for_conflict(s, place.clone());
             self.vips.insert(
@@ -373,17 +395,22 @@ pub(super) fn unit_name(node: &str, resource: &str, service: &str) -> String {
     format!("{node}.{resource}.{service}")
 }
 
-/// Whatever is left of a service whose first process has ended.
+/// Ends whatever is left of a service whose first process has ended; it stays known until that is gone.
 fn reap(wanted: &mut Wanted, guard: &Guard) -> Result<(), String> {
-    let Some(mut running) = wanted.running.take() else {
-        return Ok(());
-    };
-    running.service.kill().map_err(|e| e.to_string())?;
-    running
-        .records
-        .into_iter()
-        .for_each(|r| guard.unregister(Some(r)));
+    if let Some(running) = &mut wanted.running {
+        running.service.kill().map_err(|e| e.to_string())?;
+    }
+    forget(wanted, guard);
     Ok(())
+}
+
+/// Nothing of the service is left.
+fn forget(wanted: &mut Wanted, guard: &Guard) {
+    let records = wanted.running.take().map(|r| r.records);
+    records
+        .into_iter()
+        .flatten()
+        .for_each(|r| guard.unregister(Some(r)));
 }
 
 fn start(s: &Settings, config: &ServiceConfig, guard: &Guard) -> Result<Running, String> {
@@ -415,6 +442,10 @@ fn start(s: &Settings, config: &ServiceConfig, guard: &Guard) -> Result<Running,
                 return Err(e);
             }
         }
+    }
+    if let Err(e) = guard.still_leased(&mut None) {
+        records.into_iter().for_each(|r| guard.unregister(Some(r)));
+        return Err(e);
     }
     match Service::start(plan, cell) {
         Ok(service) => {

@@ -8,6 +8,7 @@
 //! - every step may be repeated and does nothing where nothing is to be done;
 //! - how to undo a side effect is registered with the fencer before the side effect is made, and
 //!   taken off after it is gone;
+//! - nothing is made without a lease that lasts, which the fencer's slot tells;
 //! - a stop step that was sent cancels the start steps sent before it, also one that runs;
 //! - nothing here decides who may hold a side effect.
 
@@ -222,6 +223,21 @@ impl Guard {
         if let (Some((fencer, _)), Some(record)) = (&self.0, record) {
             fencer.unregister(record);
         }
+    }
+    /// The lease lasts at this instant. Asked right before each side effect is made: the thread, or the whole
+    /// machine, may have slept since the last look.
+    fn leased(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|(fencer, slot)| fencer.may_hold(*slot))
+    }
+    /// [`leased`](Self::leased) as a result; a record for what is then not made is taken off.
+    fn still_leased(&self, record: &mut Option<Record>) -> Result<(), String> {
+        if self.leased() {
+            return Ok(());
+        }
+        self.unregister(record.take());
+        Err("the lease has ended: nothing is made".into())
     }
     /// The fencer has begun to undo everything: nothing may be made.
     fn fenced(&self) -> bool {

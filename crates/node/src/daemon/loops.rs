@@ -180,6 +180,8 @@ impl Daemon {
         } else {
             hostops::STOP_MS_MAX
         };
+        // From here on, not from its end: a step that runs, or fails half-way, has things on the host too.
+        host.held |= hostops::is_start(step);
         let number = host.thread.step(step);
         host.running = Some(RunningStep {
             number,
@@ -213,12 +215,19 @@ impl Daemon {
                 }
             }
             None => {
-                if !fencer.clear(slot) {
+                // Should something be there all the same, the old deadline stays, and at it the fencer takes it away.
+                let left = !fencer.is_fenced(slot) && fencer.has_records(slot);
+                if left {
+                    tracing::error!(
+                        "the lease of resource {} has ended with something left on the host; the fencer removes it",
+                        resource.0
+                    );
+                } else if !fencer.clear(slot) {
                     // Nothing is held any more, so there is nothing left to be fenced.
                     fencer.rearm(slot);
                 }
                 if let Some(Some(host)) = self.hosts.get_mut(usize::from(resource.0)) {
-                    host.held = false;
+                    host.held = left;
                     if std::mem::take(&mut host.fenced) {
                         self.cx.tell(Input::Fenced {
                             resource,
@@ -322,7 +331,6 @@ impl Daemon {
                     return;
                 };
                 // One that was given up, or overtaken by a stop, is answered already or needs no answer.
-                host.held |= hostops::is_start(step) && result.is_ok();
                 if host.running.take_if(|r| r.number == number).is_some() {
                     self.event(Event::HostDone {
                         resource,
@@ -375,6 +383,11 @@ impl Daemon {
                 self.stop();
             }
             Input::FencerDied => self.fencer_died(),
+            Input::NoFencer(why) => {
+                self.end = Some(End::Failed(anyhow::anyhow!(
+                    "no fencer can be started, and without one nothing may be held: {why}"
+                )));
+            }
             Input::Fenced { resource, over } => {
                 if !over {
                     let r = self
@@ -400,13 +413,17 @@ impl Daemon {
     }
 
     fn fencer_died(&mut self) {
-        let Some(fencer) = &self.fencer else { return };
+        let Some(fencer) = self.fencer.clone() else {
+            return;
+        };
         tracing::error!("the fencer has died; a new one is started");
-        if let Err(e) = fencer.respawn() {
-            self.end = Some(End::Failed(anyhow::anyhow!(
-                "no fencer can be started, and without one nothing may be held: {e}"
-            )));
-        }
+        let cx = self.cx.clone();
+        // It may take seconds to report for duty, in which leases must be renewed.
+        tokio::task::spawn_blocking(move || {
+            if let Err(e) = fencer.respawn() {
+                cx.tell(Input::NoFencer(e.to_string()));
+            }
+        });
     }
 
     fn isolate(&mut self, on: bool) {

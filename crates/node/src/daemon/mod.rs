@@ -149,6 +149,8 @@ enum Input {
     },
     Stop,
     FencerDied,
+    /// No new one could be started.
+    NoFencer(String),
     Fenced {
         resource: ResourceIx,
         over: bool,
@@ -187,7 +189,7 @@ struct RunningStep {
 struct HostSide {
     thread: HostThread,
     running: Option<RunningStep>,
-    /// Something may be on the host: a start step has ended well since the last lease ended.
+    /// Something may be on the host: a start step was sent since the last lease ended.
     held: bool,
     /// The fencer has undone it while the lease still ran.
     fenced: bool,
@@ -490,7 +492,7 @@ fn watch_fencer(fencer: Arc<FencerHandle>, input: mpsc::UnboundedSender<Input>) 
             if input.send(Input::FencerDied).is_err() {
                 return;
             }
-            // The loop starts a new one; looking again at once would see the old one's end.
+            // The loop has a new one started; looking again at once would see the old one's end.
             while !fencer.is_alive() {
                 tokio::time::sleep(std::time::Duration::from_millis(crate::net::BACKOFF_MS_MIN))
                     .await;

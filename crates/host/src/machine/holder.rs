@@ -162,9 +162,22 @@ fn hold(life: &OwnedFd, ready: &OwnedFd, host: &StackStr<65>, ids: Option<(u32, 
         while sys::read(life.as_fd(), &mut byte)
             .is_err_and(|e| e.kind() == io::ErrorKind::Interrupted)
         {}
+        empty();
     }
     // SAFETY: ends this process without running anything of the maker's; the kernel kills the rest of the namespace.
     unsafe { libc::_exit(0) }
+}
+
+/// Kills everything in the machine, and waits until it is gone: the holder must be the last one in the mount
+/// namespace. A process that serves FUSE and is the last one there takes its mounts down while it still holds its end
+/// of FUSE open, and then waits for an answer of its own, for ever.
+fn empty() {
+    let mut tries = END_TIME_MAX.as_micros() / END_POLL.as_micros();
+    // SAFETY: sends a signal to all processes of this pid namespace but the first, which is this one.
+    while tries > 0 && unsafe { libc::kill(-1, libc::SIGKILL) } == 0 {
+        sys::nap(END_POLL);
+        tries -= 1;
+    }
 }
 
 fn set_up(

@@ -29,7 +29,8 @@ pub use userns::{Capability, Mode, capability, enter_user_namespace, into_user_n
 use crate::mount::c_path;
 use crate::{Error, Result, sys};
 
-/// How long the end of a machine is waited for; a child of this process that was not waited for can delay it.
+/// How long the end of a machine, or of everything in it, is waited for; a child of this process that was not waited
+/// for can delay it.
 const END_TIME_MAX: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const END_POLL: Duration = Duration::from_millis(2);

@@ -453,22 +453,9 @@ impl World {
             self.trace.mark("failed disk repaired");
             self.trace
                 .news(self.now, me, || "failed disk is repaired".into());
-            // With the machine off, or only the disk: then the boot is the same, and only the cluster remembers. (A disk that
-            // resets without ever having returned an error is an unclean stop that nobody can see.)
-            let seen = self.nodes[n].disk.as_ref().is_some_and(|d| d.failed > 0);
-            if !seen || self.rng.fault.coin() {
-                self.lose_power(n);
-            } else {
-                let harmed = self.caches_data(n);
-                let node = &mut self.nodes[n];
-                node.unclean |= harmed;
-                node.lossy |= harmed;
-                node.lost_at = self.now;
-                self.end_daemon(n, false);
-                if let Some(disk) = &mut self.nodes[n].disk {
-                    disk.power_cut();
-                }
-            }
+            // With the machine off. (A disk that resets under a living machine is an unclean stop that nobody sees: what
+            // the cluster does not hear of before, it cannot remember.)
+            self.lose_power(n);
             self.nodes[n].bad_disk = false;
             if let Some(disk) = &mut self.nodes[n].disk {
                 disk.errors = Errors::NONE;

@@ -75,7 +75,7 @@ pub enum Found {
     Missing,
     /// Blank where it can be told; what lies between is unknown.
     Blank,
-    /// A replica of this node from a creation that was never completed.
+    /// A replica of this node from a creation that was never completed: it has never been started.
     Unfinished,
 }
 
@@ -178,6 +178,12 @@ impl Place {
                     format!("volume {} of this cluster's {}", s.volume, s.node)
                 } else if recorded.contains(&s.volume) {
                     format!("volume {} of this cluster, which is in use", s.volume)
+                } else if s.run != Run(0) || s.promised != Epoch(0) || s.epoch != Epoch(0) {
+                    // It has served. That nobody knows of it does not make it worthless: perhaps the state was lost.
+                    format!(
+                        "volume {} of this cluster, which has been in use but is not recorded any more",
+                        s.volume
+                    )
                 } else {
                     return Ok(Found::Unfinished);
                 };
@@ -251,6 +257,17 @@ impl Place {
                 .map_err(self.io("write the metadata of"))?;
         }
         Ok(())
+    }
+
+    /// Makes the replica of a recorded volume anew where its backing is gone or blank (a replaced disk): it gets a new
+    /// identity, says that it is Outdated, and is compared whole. False: something is there.
+    pub fn replace(&self, new: &NewReplica) -> Result<bool, BackingError> {
+        assert!(!new.member && !new.equal);
+        match self.inspect(&[new.volume]) {
+            Ok(Found::Missing | Found::Blank) => self.initialise(new, &[new.volume]).map(|()| true),
+            Ok(Found::Unfinished) | Err(BackingError::Taken { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Opens the replica of `volume`.

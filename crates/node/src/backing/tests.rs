@@ -135,6 +135,46 @@ fn a_backing_of_another_cluster_node_or_volume_is_refused() {
 }
 
 #[test]
+fn a_replica_that_has_served_is_never_made_anew() {
+    let d = dir();
+    let p = place(d.path().join("v"));
+    p.initialise(&new(5), &[]).unwrap();
+    let opened = p.open(VolumeId(5), &BufPool::default(), None).unwrap();
+    let mut store = opened.store;
+    let mut superblock = opened.recovered.superblock;
+    superblock.run = Run(1);
+    superblock.update += 1;
+    let (offset, page) = superblock.write(&opened.recovered.layout);
+    store.write_region(offset, &page).unwrap();
+    drop(store);
+    let before = std::fs::read(&p.path).unwrap();
+    // The state of every node is lost: nothing is recorded.
+    assert!(matches!(
+        p.initialise(&new(6), &[]),
+        Err(BackingError::Taken { .. })
+    ));
+    assert_eq!(std::fs::read(&p.path).unwrap(), before);
+}
+
+#[test]
+fn a_lost_backing_is_replaced_by_an_outdated_replica() {
+    let d = dir();
+    let p = place(d.path().join("v"));
+    p.initialise(&new(5), &[]).unwrap();
+    let anew = NewReplica {
+        member: false,
+        equal: false,
+        ..new(5)
+    };
+    assert!(!p.replace(&anew).unwrap(), "there is one");
+    std::fs::remove_file(&p.path).unwrap();
+    assert!(p.replace(&anew).unwrap());
+    let opened = p.open(VolumeId(5), &BufPool::default(), None).unwrap();
+    assert_eq!(opened.recovered.superblock.disk, DiskState::Outdated);
+    assert_eq!(opened.recovered.bitmaps[0].1.count(), SIZE / 4096);
+}
+
+#[test]
 fn a_replica_in_use_is_refused_and_a_missing_directory_too() {
     let d = dir();
     let p = place(d.path().join("v"));

@@ -1,14 +1,14 @@
 //! The replicas of this node: opened, joined to their peers, handed to their host steps.
 
 use super::{Context, Daemon, FaultPlan, Input, VolumeKey};
-use crate::backing::Place;
+use crate::backing::{NewReplica, Place};
 use crate::clock;
 use crate::hostops::VolumeLink;
 use crate::net::lanes::{Command as LanesCommand, Lanes};
 use crate::settings;
 use crate::volume::{Command, Volume, VolumeOptions};
 use holdfast_replicator::Replica;
-use holdfast_types::VolumeId;
+use holdfast_types::{Incarnation, VolumeId};
 use holdfast_uring::BufPool;
 use tokio::sync::oneshot;
 
@@ -141,8 +141,23 @@ impl Opening {
                 place.path.display()
             ));
         }
+        let resource = &self.cx.config.resources[usize::from(self.key.resource.0)];
+        let anew = NewReplica {
+            volume: id,
+            incarnation: Incarnation(clock::random_u64()),
+            lineage: 0,
+            data_nodes: resource.nodes,
+            equal: false,
+            member: false,
+        };
+        if place.replace(&anew).map_err(|e| e.to_string())? {
+            tracing::warn!(
+                "volume {r}/{v}: nothing is left at {}: a new replica was made there, to be filled by a full resync",
+                place.path.display()
+            );
+        }
         self.open(id, &place, format!("{r}/{v}"))
-            .map_err(|e| format!("{e:#}"))
+            .map_err(|e| e.to_string())
     }
 
     fn open(self, id: VolumeId, place: &Place, name: String) -> anyhow::Result<Volume> {

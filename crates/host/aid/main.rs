@@ -17,6 +17,8 @@ fn main() {
         Some("hold-lab") => scenarios::hold_lab(rest),
         Some("service") => scenarios::service(rest),
         Some("fencing") => scenarios::fencing(rest),
+        Some("cut-fuse") => scenarios::cut_fuse(rest),
+        Some("fuse-inside") => scenarios::fuse_inside(rest),
         Some("busy") => scenarios::busy(rest),
         Some("busy-inside") => scenarios::busy_inside(rest),
         Some("capability") => println!("{:?}", holdfast_host::machine::capability()),

@@ -449,3 +449,45 @@ fn loops_on(image: &Path) -> usize {
         .expect("losetup");
     String::from_utf8_lossy(&out.stdout).lines().count()
 }
+
+/// The FUSE connections of a machine are cut, and only those. Argument: a directory.
+pub fn cut_fuse(args: &[String]) {
+    let machine = Machine::new("cut").expect("machine");
+    assert_eq!(machine.abort_fuse().expect("nothing yet"), 0);
+    let mut inside = Command::new(std::env::current_exe().expect("own path"));
+    inside.arg("fuse-inside").args(args).stdout(Stdio::piped());
+    let mut child = machine.spawn(inside).expect("started");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut next = || lines.next().expect("a line").expect("readable");
+    assert_eq!(next(), "mounted");
+    assert_eq!(machine.abort_fuse().expect("aborted"), 1);
+    assert_eq!(next(), "aborted");
+    child.wait().expect("it ends");
+    machine.power_off();
+    println!("ok");
+}
+
+/// A FUSE mount at the given place; says when its connection has ended.
+pub fn fuse_inside(args: &[String]) {
+    use std::io::Read;
+    let mut connection = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .expect("/dev/fuse");
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&connection);
+    let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
+    nix::mount::mount(
+        Some("test"),
+        Path::new(&args[0]),
+        Some("fuse"),
+        nix::mount::MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .expect("FUSE mount");
+    println!("mounted");
+    let mut request = vec![0; 1 << 20];
+    // The first is the greeting, which is not answered.
+    while connection.read(&mut request).is_ok() {}
+    println!("aborted");
+}

@@ -133,6 +133,20 @@ fn a_busy_mount_is_freed_of_its_holders() {
     everywhere(|dir| vec!["busy".into(), dir.display().to_string()]);
 }
 
+#[test]
+fn the_fuse_connections_of_a_machine_are_cut() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let possible = capability();
+    if possible.mode != Mode::Root {
+        eprintln!("skip: cutting FUSE: {}", possible.reason);
+        return;
+    }
+    let dir = open_dir();
+    let mut command = aid();
+    command.arg("cut-fuse").arg(dir.path());
+    expect_ok(command);
+}
+
 fn with_disk(fault: &str) {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let possible = capability();

@@ -7,15 +7,18 @@
 //! Invariants
 //! - the holder lives exactly as long as the process that made it, however that ends: it waits for the end of a pipe;
 //! - the host's own network and mount namespaces are never touched;
+//! - the FUSE connections made in a machine are aborted before its holder is killed;
 //! - nothing of a machine outlives it: there are no cgroups inside (their directory is covered), because those would.
 //!
 //! Without root everything happens inside one user namespace, entered before the first machine is made (see
 //! [`capability`]).
 
+mod fuse;
 mod holder;
 mod lab;
 mod userns;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -43,6 +46,8 @@ pub struct Machine {
     /// The holder reads its other end.
     life: Option<OwnedFd>,
     namespaces: Namespaces,
+    /// Devices of the FUSE mounts it was born with, which are the host's; `None` when they could not be listed.
+    inherited: Option<BTreeSet<Vec<u8>>>,
 }
 
 #[derive(Debug)]
@@ -76,6 +81,7 @@ impl Machine {
                 name: name.into(),
                 holder,
                 life: Some(life),
+                inherited: fuse::devices(&namespaces.mount).ok(),
                 namespaces,
             }),
             Err(error) => {
@@ -159,6 +165,20 @@ impl Machine {
         })
     }
 
+    /// Aborts every FUSE connection that was made inside; returns how many there were.
+    pub fn abort_fuse(&self) -> Result<usize> {
+        let Some(inherited) = &self.inherited else {
+            return Ok(0);
+        };
+        fuse::abort(&self.namespaces.mount, inherited).map_err(|e| {
+            Error::system(
+                "abort the FUSE connections of a machine",
+                self.name.clone(),
+                e,
+            )
+        })
+    }
+
     /// Cuts the power: everything inside is killed at once.
     pub fn power_off(self) {
         drop(self);
@@ -172,6 +192,9 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if let Some(life) = self.life.take() {
+            if let Err(error) = self.abort_fuse() {
+                tracing::warn!(%error, "killed with its FUSE connections");
+            }
             holder::end(self.holder, life);
         }
     }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags};
 
 pub use holders::{Holder, holders};
-pub(crate) use table::is_mounted_raw;
+pub(crate) use table::{is_mounted_raw, unescape};
 
 use crate::{Error, Result};
 

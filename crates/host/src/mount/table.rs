@@ -54,7 +54,7 @@ fn parse_device(field: &[u8]) -> Option<(u32, u32)> {
 }
 
 /// Octal escapes (`\040` for a space) of mountinfo.
-pub(super) fn unescape(field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     unescape_into(field, |b| out.push(b));
     out

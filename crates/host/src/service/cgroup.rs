@@ -22,7 +22,7 @@ const EMPTY_GAP: Duration = Duration::from_millis(5);
 /// A cgroup of our own.
 #[derive(Debug)]
 pub struct Cgroup {
-    path: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 /// The directory of this process' own cgroup in the v2 hierarchy, if cgroups can be made in it.

@@ -7,6 +7,7 @@
 //! - it does not die with the thread that started it: stopping and fencing end it, nothing else.
 
 pub(crate) mod cgroup;
+mod leftover;
 mod ready;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub use self::cgroup::{Cgroup, root as cgroup_root};
+pub use leftover::{HOME_VARIABLE, end_cgroup, end_leftovers};
 pub use ready::Readiness;
 
 use crate::fencer::{PidCell, Undo};

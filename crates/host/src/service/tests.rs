@@ -216,3 +216,20 @@ fn a_service_runs_as_its_user() {
         "nobody\n1\nnobody\n"
     );
 }
+
+#[test]
+fn leftovers_are_found_by_the_home_they_carry() {
+    let (mine, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let of = |home: &Path| {
+        let mut spec = shell("sleep 1000 & sleep 1000");
+        spec.env = vec![(HOME_VARIABLE.into(), home.display().to_string())];
+        start(spec, home)
+    };
+    let (mut left, mut foreign) = (of(mine.path()), of(other.path()));
+    assert!(end_leftovers(mine.path()).expect("ended") >= 1);
+    assert!(!left.stop_blocking(Duration::ZERO).expect("gone").success());
+    assert!(foreign.try_wait().is_none(), "another daemon's");
+    assert_eq!(end_leftovers(mine.path()).expect("looked"), 0);
+    assert!(end_leftovers(other.path()).expect("ended") >= 1);
+    foreign.kill().expect("gone");
+}

@@ -275,7 +275,8 @@ pub fn run(options: NodeOptions) -> anyhow::Result<()> {
     for line in settings::without_effect(&config) {
         tracing::warn!("{line}");
     }
-    for what in leftovers::remove(&config, &me, &me.state_dir) {
+    let left = leftovers::remove(&config, &me, &me.state_dir).map_err(|e| anyhow::anyhow!(e))?;
+    for what in left {
         timeline.add("", "leftover", format!("{what} of a former life removed"));
     }
     if let Err(e) = holdfast_host::service::become_subreaper() {

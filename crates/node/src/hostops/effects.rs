@@ -421,6 +421,11 @@ fn start(s: &Settings, config: &ServiceConfig, guard: &Guard) -> Result<Running,
         unit_name(&s.node.name, &s.resource.name, &config.name),
         config.command.clone(),
     );
+    // By this the next daemon finds it, should this one and its fencer die together.
+    spec.env.push((
+        holdfast_host::service::HOME_VARIABLE.into(),
+        s.state_dir.display().to_string(),
+    ));
     spec.ready = match config.ready {
         Some(Ready::Tcp(address)) => Readiness::Tcp(address),
         None => Readiness::None,

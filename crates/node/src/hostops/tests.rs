@@ -177,3 +177,11 @@ fn a_mount_without_a_device_is_refused_in_words() {
     assert!(e.contains("not open on this node"), "{e}");
     b.run(HostStep::CloseDevice { forced: true }).unwrap();
 }
+
+#[test]
+fn the_next_daemon_finds_a_service_by_its_environment() {
+    let mut b = bench(&service("left", "sleep 1000 & exec sleep 1000", ""));
+    b.run(HostStep::StartServices).unwrap();
+    assert!(holdfast_host::service::end_leftovers(b.dir.path()).unwrap() >= 1);
+    b.run(HostStep::StopServices { forced: true }).unwrap();
+}

@@ -126,7 +126,12 @@ impl Default for Timing {
 impl Timing {
     /// How long a grantor keeps its promise, on its own clock from the receipt of the request.
     pub const fn promise_ms(&self) -> u64 {
-        self.lease_ms + (self.lease_ms * 2 * self.drift_ppm).div_ceil(1_000_000) + self.guard_ms
+        self.promise_for(self.lease_ms)
+    }
+
+    /// The same for a holder that counts on a lease of `lease_ms`.
+    pub(crate) const fn promise_for(&self, lease_ms: u64) -> u64 {
+        lease_ms + (lease_ms * 2 * self.drift_ppm).div_ceil(1_000_000) + self.guard_ms
     }
 }
 

@@ -67,6 +67,12 @@ impl Grantor {
         }
     }
 
+    /// A holder counts on a lease that needs this promise: a node whose configuration has another one than this
+    /// node's (while a new one is being rolled out) must not keep its lease longer than anybody promises.
+    pub(crate) fn promise_at_least(&mut self, promise_ms: u64) {
+        self.promise_ms = self.promise_ms.max(promise_ms);
+    }
+
     /// A fence stands until the record has moved past the generation it was made for.
     fn fence(&self, resource: ResourceIx, record: Option<&ResourceRecord>) -> Option<Fence> {
         let fence = self.fences.get(&resource).copied()?;

@@ -209,6 +209,8 @@ pub(crate) enum Body {
     Propose(Command),
     LeaseRequest {
         nonce: u64,
+        /// What the holder counts on.
+        lease_ms: u64,
         entries: Vec<(ResourceIx, Epoch)>,
     },
     LeaseReply {

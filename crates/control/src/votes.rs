@@ -7,10 +7,22 @@ use crate::node::Node;
 use crate::state::Command;
 use holdfast_types::{Epoch, NodeId};
 
+/// Longest lease that a request may name, far beyond every profile's.
+const LEASE_MS_MAX: u64 = 600_000;
+
 impl Node {
     pub(crate) fn on_lease_body(&mut self, now: Now, from: NodeId, body: Body) {
         match body {
-            Body::LeaseRequest { nonce, entries } => {
+            Body::LeaseRequest {
+                nonce,
+                lease_ms,
+                entries,
+            } => {
+                if lease_ms > LEASE_MS_MAX {
+                    return; // no configuration allows it
+                }
+                let promise = self.config.timing.promise_for(lease_ms);
+                self.grantor.promise_at_least(promise);
                 let verdicts = entries
                     .into_iter()
                     .map(|(resource, epoch)| (resource, self.verdict(now, from, resource, epoch)))

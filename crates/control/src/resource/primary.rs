@@ -47,6 +47,7 @@ impl Node {
                 now,
                 &Body::LeaseRequest {
                     nonce,
+                    lease_ms: self.config.timing.lease_ms,
                     entries: held,
                 },
             );

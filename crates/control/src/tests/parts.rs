@@ -133,6 +133,26 @@ fn in_sync_sets_change_by_one_and_never_become_empty() {
 }
 
 #[test]
+fn a_promise_is_as_long_as_the_longest_lease_asked_for() {
+    let state = created();
+    let r = Some(record(&state));
+    let timing = Timing::default();
+    let start = Now(1_000_000_000);
+    let mut g = Grantor::new(&timing, start, BTreeMap::new());
+    let t = start.plus_ms(timing.promise_ms() + 1);
+    g.promise_at_least(timing.promise_for(timing.lease_ms * 5));
+    assert_eq!(g.request(t, A, R, Epoch(1), r), Verdict::Granted);
+    let claim = Claim {
+        candidate: B,
+        resource: R,
+        epoch: Epoch(2),
+        generation: record(&state).generation,
+    };
+    let free = g.free_in(t, &claim, r).expect("it would, later");
+    assert!(free >= timing.lease_ms * 5 * 1_000_000, "{free}");
+}
+
+#[test]
 fn a_new_run_kills_what_was_proposed_about_the_old_one() {
     let mut state = created();
     state.apply(&takeover(&state.clone(), A));
@@ -521,9 +541,10 @@ fn golden_messages() {
         (
             Body::LeaseRequest {
                 nonce: 300,
+                lease_ms: 100,
                 entries: vec![(R, Epoch(1))],
             },
-            "06fb2c01010001",
+            "06fb2c0164010001",
         ),
         (
             Body::LeaseReply {

@@ -220,7 +220,7 @@ impl Node {
         if force.as_deref() != Some(FORCE_CONSENT) {
             return Err(refused(format!(
                 "{lost}. Wait for {holders}, or, if that data is lost for good, force it: \
-                 holdfast promote {resource} --node {name} --force {FORCE_CONSENT:?}"
+                 on {name}, holdfast promote {resource} --force {FORCE_CONSENT:?}"
             )));
         }
         if let Some(primary) = record.primary.filter(|p| self.connected(now, *p))

@@ -251,7 +251,7 @@ impl Node {
                 let node = self.config.name_of(node);
                 text += &format!(
                     ". {} outdated and not promoted; to give up the newer data for good: \
-                     holdfast promote {name} --node {node} --force {FORCE_CONSENT:?}",
+                     on {node}, holdfast promote {name} --force {FORCE_CONSENT:?}",
                     if stale.len() == 1 {
                         format!("{node} is")
                     } else {

@@ -85,7 +85,8 @@ impl StateFile {
             source,
         })?;
         if len < 2 * SLOT_BYTES {
-            file.set_len(2 * SLOT_BYTES)
+            // Written, not just stretched: a disk that is full later must not stop a node that serves.
+            file.write_all_at(&bytes[there..], len.min(2 * SLOT_BYTES))
                 .map_err(|e| io("make room for", e))?;
             file.sync_all().map_err(|e| io("make room for", e))?;
             if let Some(dir) = path.parent() {
@@ -107,6 +108,10 @@ impl StateFile {
     /// Replaces the older state.
     pub fn write(&mut self, payload: &[u8]) -> Result<(), PersistError> {
         let (slot, bytes) = self.slots.next(payload);
+        assert!(
+            bytes.len() as u64 <= SLOT_BYTES,
+            "a state never reaches into the other slot"
+        );
         self.file
             .write_all_at(&bytes, slot as u64 * SLOT_BYTES)
             .and_then(|()| self.file.sync_data())

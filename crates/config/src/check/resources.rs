@@ -93,6 +93,13 @@ fn resource(
         }
         volumes.push(volume);
     }
+    refuse_unavailable(
+        raw.on_no_quorum.as_ref(),
+        "fail",
+        "failing I/O without a majority",
+        "on_no_quorum = \"hold\", or leave it out: I/O waits until a majority is back",
+        problems,
+    );
     let on_no_quorum = choice(
         raw.on_no_quorum.as_ref(),
         &[("hold", OnNoQuorum::Hold), ("fail", OnNoQuorum::Fail)],
@@ -224,6 +231,20 @@ fn unknown<'c>(
 }
 
 /// One of a few words; the first is the default.
+/// A word with a meaning that this version does not have yet.
+fn refuse_unavailable(
+    given: Option<&Spanned<String>>,
+    word: &str,
+    what: &str,
+    fix: &str,
+    problems: &mut Collector<'_>,
+) {
+    if let Some(given) = given.filter(|g| g.get_ref() == word) {
+        let problem = format!("{what} is not available in this version");
+        problems.at(given.span(), problem, fix);
+    }
+}
+
 fn choice<T: Copy>(
     given: Option<&Spanned<String>>,
     words: &[(&str, T)],
@@ -269,6 +290,13 @@ fn volume(
         }
         other => choice(other, &[("C", Acknowledge::C)], problems),
     };
+    refuse_unavailable(
+        raw.frontend.as_ref(),
+        "nbd",
+        "a kernel NBD device",
+        "frontend = \"auto\" or \"fuse\" (the volume's NBD socket is always there)",
+        problems,
+    );
     let frontend = choice(
         raw.frontend.as_ref(),
         &[

@@ -1,6 +1,6 @@
 //! From the configuration file to what the pure crates are told: names to numbers, one profile to many times.
 
-use holdfast_config::{Config, OnNoQuorum, Resource, UncleanPromotion};
+use holdfast_config::{Config, Resource, UncleanPromotion};
 use holdfast_control as control;
 use holdfast_replicator as replicator;
 use holdfast_types::{NodeId, NodeSet, VolumeId};
@@ -100,19 +100,6 @@ pub fn replica_config(
         timing: replicator_timing(&config.timing),
         planted: None,
     }
-}
-
-/// Settings that are accepted by the configuration and have no effect in this version, for a line in the log.
-pub fn without_effect(config: &Config) -> Vec<String> {
-    let fails = config
-        .resources
-        .iter()
-        .filter(|r| r.on_no_quorum == OnNoQuorum::Fail);
-    fails
-        .map(|r| {
-            format!("resource {}: on_no_quorum = \"fail\" has no effect in this version; I/O is held until a majority is back", r.name)
-        })
-        .collect()
 }
 
 #[cfg(test)]

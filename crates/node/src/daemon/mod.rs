@@ -272,9 +272,6 @@ pub fn run(options: NodeOptions) -> anyhow::Result<()> {
             me.state_dir.display()
         ),
     );
-    for line in settings::without_effect(&config) {
-        tracing::warn!("{line}");
-    }
     let left = leftovers::remove(&config, &me, &me.state_dir).map_err(|e| anyhow::anyhow!(e))?;
     for what in left {
         timeline.add("", "leftover", format!("{what} of a former life removed"));

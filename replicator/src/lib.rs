@@ -2,7 +2,7 @@
 //! locks, activity log, dirty bitmaps, resync, reconciliation, verify. Sans-IO: `(now, Event)` in,
 //! [`Action`]s out; no runtime, no system call, no clock, no randomness.
 //!
-//! Rooms: [`mod@replica`] puts the roles together; `follower` is a secondary, `primary` a primary;
+//! Rooms: `replica` puts the roles together; `follower` is a secondary, `primary` a primary;
 //! `ctx` is what both need (disk, metadata, links); `activity`, `bits` and `locks` are the three
 //! structures the rules hang on. [`api`](Action) is the contract with the interpreters.
 //!

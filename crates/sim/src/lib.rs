@@ -4,7 +4,7 @@
 //!
 //! A run has two halves. In the first, faults of the classes the seed has chosen strike a cluster under
 //! load. In the second they have ended, and within a bounded time everything must be well again. What must
-//! hold at every instant is in [`check`].
+//! hold at every instant is in `check`.
 
 #![forbid(unsafe_code)]
 

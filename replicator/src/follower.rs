@@ -224,7 +224,6 @@ impl Follower {
             return;
         }
         if ctx.planted(Planted::PromiseUnstored) {
-            ctx.superblock.promised = epoch;
             ctx.control(ToControl::Promised { epoch });
             return;
         }

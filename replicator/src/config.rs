@@ -85,8 +85,6 @@ pub enum Planted {
     ClearBitsOnAttach,
     /// Open the device before in-doubt blocks are reconciled (rule 11, 33).
     ServeBeforeReconcile,
-    /// Tell the control plane "promised" before the promise is stored and older writes have ended (rules 1, 18).
-    PromiseUnstored,
     /// Evict activity-log extents without flushing data and saving bits (rule 4).
     EvictWithoutTrace,
     /// Let a syncing peer become a member without a flush (rule 6).

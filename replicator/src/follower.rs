@@ -223,10 +223,6 @@ impl Follower {
             });
             return;
         }
-        if ctx.planted(Planted::PromiseUnstored) {
-            ctx.control(ToControl::Promised { epoch });
-            return;
-        }
         if let Some((peer, _)) = self.session {
             // It shall know that it is not answered any more, and attach anew should the promise be taken back.
             ctx.send(

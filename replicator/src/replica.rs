@@ -12,7 +12,6 @@
 
 use crate::activity::ActivityLog;
 use crate::bits::Bits;
-use crate::config::Planted;
 use crate::ctx::{After, Ctx, LogUser, Wake};
 use crate::follower::Follower;
 use crate::primary::Primary;
@@ -409,13 +408,9 @@ impl Replica {
     }
 
     fn lead(&mut self, view: View) {
-        let State::Follower(f) = &mut self.state else {
+        let State::Follower(f) = &self.state else {
             return;
         };
-        if self.ctx.planted(Planted::PromiseUnstored) {
-            f.quiesce(&mut self.ctx);
-            self.ctx.promise(view.epoch);
-        }
         let fits = self.ctx.superblock.promised == view.epoch
             && view.primary == Some(self.ctx.cfg.me)
             && f.is_quiet()

@@ -4,12 +4,11 @@ use crate::scenario::{Fault, MS, S, Scenario, US};
 use holdfast_replicator::Planted;
 
 /// Every bug, with the guarantees whose checkers may be the ones to catch it.
-pub const ALL: [(Planted, &[&str]); 10] = [
+pub const ALL: [(Planted, &[&str]); 9] = [
     (Planted::AckBeforePeers, &["G1", "G2", "G6"]),
     (Planted::ResyncWithoutLock, &["G1", "G4"]),
     (Planted::ClearBitsOnAttach, &["G1", "G4"]),
     (Planted::ServeBeforeReconcile, &["G1", "G6"]),
-    (Planted::PromiseUnstored, &["G1", "G2", "G6"]),
     (Planted::EvictWithoutTrace, &["G1", "G4"]),
     (Planted::GrowWithoutFlush, &["G1", "G4"]),
     (Planted::ReadWithoutLock, &["G1", "G6"]),
@@ -57,20 +56,6 @@ pub fn provoke(planted: Planted, scenario: &mut Scenario) {
             busy(scenario);
             scenario.faults = vec![(Fault::PowerCut, S), (Fault::Aftermath, S)];
             scenario.frame_delay.spread_ns = 3 * MS;
-        }
-        Planted::PromiseUnstored => {
-            busy(scenario);
-            scenario.wild_clocks = true;
-            for (n, drift) in scenario.drift_ppm.iter_mut().enumerate() {
-                *drift = if n % 2 == 0 { -400_000 } else { 400_000 };
-            }
-            scenario.faults = vec![
-                (Fault::Pause, S),
-                (Fault::DiskSlow, S),
-                (Fault::DiskHang, S),
-                (Fault::Partition, S),
-                (Fault::Aftermath, S),
-            ];
         }
         Planted::AckBeforePeers
         | Planted::ResyncWithoutLock

@@ -47,7 +47,6 @@ caught! {
     resync_without_lock: "ResyncWithoutLock",
     clear_bits_on_attach: "ClearBitsOnAttach",
     serve_before_reconcile: "ServeBeforeReconcile",
-    promise_unstored: "PromiseUnstored",
     evict_without_trace: "EvictWithoutTrace",
     grow_without_flush: "GrowWithoutFlush",
     read_without_lock: "ReadWithoutLock",

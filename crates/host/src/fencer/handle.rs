@@ -92,7 +92,7 @@ struct Process {
 }
 
 impl FencerHandle {
-    /// Starts `exe args...`, which must call [`run`](super::run), and waits until it is on duty. The fencer shares
+    /// Starts `exe args...`, which must call [`run`](super::run()), and waits until it is on duty. The fencer shares
     /// `claim`: a new daemon gets the state directory only after everything of this one has been undone.
     pub fn spawn(exe: &Path, args: &[OsString], claim: Option<&Claim>) -> Result<Self> {
         let claim = claim.map(|c| c.as_fd().try_clone_to_owned()).transpose();

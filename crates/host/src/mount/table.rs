@@ -79,7 +79,7 @@ fn unescape_into(field: &[u8], mut put: impl FnMut(u8)) {
     }
 }
 
-/// [`is_mounted`] for the fencer: absolute path, no allocation; true when the list cannot be read.
+/// `is_mounted` for the fencer: absolute path, no allocation; true when the list cannot be read.
 pub(crate) fn is_mounted_raw(path: &[u8]) -> bool {
     let Ok(fd) = sys::open(c"/proc/self/mountinfo", libc::O_RDONLY) else {
         return true;

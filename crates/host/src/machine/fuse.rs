@@ -67,15 +67,14 @@ pub(super) fn devices(mounts: &File) -> io::Result<BTreeSet<Vec<u8>>> {
 /// how many there were.
 pub(super) fn abort(mounts: &File, spare: &BTreeSet<Vec<u8>>) -> io::Result<usize> {
     inside(mounts, |found| {
-        let ours = found
-            .into_iter()
-            .filter(|(device, _)| !spare.contains(device));
-        ours.map(|(_, point)| {
+        let mut aborted = 0;
+        for (_, point) in found.iter().filter(|(d, _)| !spare.contains(d)) {
             // The connection is aborted even where the mount is busy and stays.
             // SAFETY: `point` is a C string that outlives the call.
-            unsafe { libc::umount2(point.as_ptr(), libc::MNT_FORCE | libc::UMOUNT_NOFOLLOW) }
-        })
-        .count()
+            unsafe { libc::umount2(point.as_ptr(), libc::MNT_FORCE | libc::UMOUNT_NOFOLLOW) };
+            aborted += 1;
+        }
+        aborted
     })
 }
 

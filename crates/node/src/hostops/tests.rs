@@ -185,3 +185,27 @@ fn the_next_daemon_finds_a_service_by_its_environment() {
     assert!(holdfast_host::service::end_leftovers(b.dir.path()).unwrap() >= 1);
     b.run(HostStep::StopServices { forced: true }).unwrap();
 }
+
+#[test]
+fn leftovers_that_cannot_be_looked_at_refuse_the_start() {
+    let b = bench("");
+    let text = format!(
+        "[cluster]\nname = \"t\"\nsecret = \"0123456789abcdef\"\n\
+         [[node]]\nname = \"a\"\nid = 1\naddress = \"127.0.0.1\"\nstate_dir = \"{}\"\n\
+         [[node]]\nname = \"b\"\nid = 2\naddress = \"127.0.0.2\"\n\
+         [[node]]\nname = \"w\"\nid = 3\naddress = \"127.0.0.3\"\nwitness = true\n",
+        b.dir.path().display()
+    );
+    let config = holdfast_config::Config::parse(&text, Path::new("t.toml"))
+        .unwrap_or_else(|e| panic!("{e}"));
+    let node = &config.nodes[0];
+    let none: Vec<String> = Vec::new();
+    assert_eq!(leftovers::remove(&config, node, b.dir.path()), Ok(none));
+    std::fs::write(device_root(b.dir.path()), "not a directory").unwrap();
+    let e = leftovers::remove(&config, node, b.dir.path()).unwrap_err();
+    assert!(
+        e.contains(&device_root(b.dir.path()).display().to_string())
+            && e.contains("start the node"),
+        "{e}"
+    );
+}

@@ -78,7 +78,14 @@ fn side(me: u8) -> Side {
         me,
         data_nodes: both(),
         volume: VOLUME,
-        timing: Timing::default(),
+        // Nobody commits a removal or connects anew here unless the test does: a slow machine must not look like
+        // a lost peer.
+        timing: Timing {
+            silence_ms: 600_000,
+            answer_ms: 600_000,
+            collect_ms: 600_000,
+            ..Timing::default()
+        },
         planted: None,
     };
     let mut first = Vec::new();

@@ -169,8 +169,8 @@ pub enum Frame {
     Attached {
         /// Session.
         stamp: Stamp,
-        /// Blocks that may differ between the replica and the primary: open writes, crash extents,
-        /// bits it holds for the primary (rule 3).
+        /// Blocks that may differ between the replica and the primary: the bits it holds for the primary, which
+        /// crash extents and open writes of older epochs have become by now (rule 3).
         report: Vec<BlockRange>,
     },
     /// The write with this number is on the replica's disk.

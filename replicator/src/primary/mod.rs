@@ -9,7 +9,8 @@
 //!   gets bits for every unsettled write (rules 5, 28);
 //! - at most one change of the in-sync set is proposed at a time; until its outcome is known both the
 //!   old members and the proposed one count (rules 5, 28);
-//! - an answer counts only in the session it was given in (rules 10, 21).
+//! - an answer is taken only in the session it is given in; it stays good as long as the replica runs on, and a
+//!   replica that runs anew is removed first (rules 10, 21).
 
 mod grow;
 mod jobs;

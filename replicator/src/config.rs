@@ -1,5 +1,6 @@
-//! Settings of one replica, limits, and the switches that plant bugs for the simulator's own tests.
+//! Settings of one replica, and limits.
 
+use crate::rules::Rule;
 use holdfast_types::{NodeId, NodeSet, VolumeId};
 
 /// Requests an application may have in flight before further ones wait inside the replica.
@@ -29,7 +30,7 @@ pub struct Config {
     /// Times.
     pub timing: Timing,
     /// Test only: a rule that is switched off so that a checker can be seen to catch it.
-    pub planted: Option<Planted>,
+    pub off: Option<Rule>,
 }
 
 /// Times in milliseconds.
@@ -72,27 +73,4 @@ impl Default for Timing {
             rejoin_max_ms: 20_000,
         }
     }
-}
-
-/// Rules that can be switched off for a test; each names the rule in DESIGN part 4 it breaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Planted {
-    /// Acknowledge a write when the local disk has it, without the peers (Write).
-    AckBeforePeers,
-    /// Resync without the range lock (rule 13).
-    ResyncWithoutLock,
-    /// Forget the dirty bits for a peer when it connects (G4).
-    ClearBitsOnAttach,
-    /// Open the device before in-doubt blocks are reconciled (rule 11, 33).
-    ServeBeforeReconcile,
-    /// Evict activity-log extents without flushing data and saving bits (rule 4).
-    EvictWithoutTrace,
-    /// Let a syncing peer become a member without a flush (rule 6).
-    GrowWithoutFlush,
-    /// Read without waiting for overlapping writes (rule 11).
-    ReadWithoutLock,
-    /// Answer a flush without the peers (Flush).
-    FlushLocally,
-    /// Complete writes that wait for a lost member before its removal is committed (Shrink).
-    AckBeforeShrink,
 }

@@ -11,7 +11,8 @@
 
 use crate::activity::{ActivityLog, Step};
 use crate::bits::Bits;
-use crate::config::{Config, Planted};
+use crate::config::Config;
+use crate::rules::Rule;
 use crate::{Action, DiskError, DiskOp, IoId, Note, Now, ToControl, View};
 use bytes::Bytes;
 use holdfast_meta::{Layout, Superblock, Transaction, Unsaved};
@@ -242,8 +243,9 @@ impl Ctx {
         self.cfg.data_nodes.without(self.cfg.me)
     }
 
-    pub(crate) fn planted(&self, bug: Planted) -> bool {
-        self.cfg.planted == Some(bug)
+    /// Is this rule switched off (by a test)?
+    pub(crate) fn off(&self, rule: Rule) -> bool {
+        self.cfg.off == Some(rule)
     }
 
     pub(crate) fn send(&mut self, peer: NodeId, frame: Frame) {
@@ -553,7 +555,7 @@ impl Ctx {
 
     pub(crate) fn log_step(&mut self, step: Step) {
         match step {
-            Step::Evict(_) if self.planted(Planted::EvictWithoutTrace) => {
+            Step::Evict(_) if self.off(Rule::EvictTrace) => {
                 let step = self.log.traced();
                 self.log_step(step);
             }

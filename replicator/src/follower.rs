@@ -10,10 +10,10 @@
 //!   other data node (rule 3);
 //! - overlapping writes are applied in the order they came, on all lanes (rule 12).
 
-use crate::config::Planted;
 use crate::ctx::{After, Ctx, LogUser, RecvId, RoleIo};
 use crate::hash::hash_blocks;
 use crate::locks::{LockId, Mode, RangeLocks};
+use crate::rules::Rule;
 use crate::{Note, ToControl, View};
 use bytes::Bytes;
 use holdfast_meta::Unsaved;
@@ -656,7 +656,7 @@ impl Follower {
         }
         front.running = true;
         let id = front.id;
-        if front.cut && ctx.planted(Planted::GrowWithoutFlush) {
+        if front.cut && ctx.off(Rule::GrowFlush) {
             self.flushed(ctx, id);
         } else {
             ctx.role_io(RoleIo::RecvFlush(id), crate::DiskOp::Flush);

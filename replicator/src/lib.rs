@@ -20,7 +20,9 @@ mod hash;
 mod locks;
 mod primary;
 mod replica;
+mod rules;
 
 pub use api::*;
-pub use config::{Config, Planted, Timing};
+pub use config::{Config, Timing};
 pub use replica::Replica;
+pub use rules::Rule;

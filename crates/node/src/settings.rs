@@ -98,7 +98,7 @@ pub fn replica_config(
         data_nodes,
         volume,
         timing: replicator_timing(&config.timing),
-        planted: None,
+        off: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::scenario::Scenario;
 use crate::world::{Outcome, World};
-use holdfast_replicator::Planted;
+use holdfast_replicator::Rule;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,9 +35,9 @@ pub struct SimOptions {
     /// Print one JSON object instead of text.
     pub json: bool,
     /// Plant this bug (for the tests of the checkers).
-    pub planted: Option<Planted>,
+    pub planted: Option<Rule>,
     /// Shape the runs as for this bug, without it: what a checker finds then is no merit of the bug.
-    pub shaped: Option<Planted>,
+    pub shaped: Option<Rule>,
 }
 
 impl Default for SimOptions {

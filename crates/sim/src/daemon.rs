@@ -54,7 +54,7 @@ impl World {
             data_nodes: (0..self.scenario.data_nodes).map(NodeId).collect(),
             volume: VOLUME,
             timing: rep::Timing::default(),
-            planted: self.planted,
+            off: self.planted,
         }
     }
 

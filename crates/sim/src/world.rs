@@ -14,7 +14,7 @@ use crate::rng::Rng;
 use crate::scenario::{Fault, MS, PAGE_BYTES, Scenario};
 use crate::trace::Trace;
 use holdfast_meta::{BitmapStart, Layout, Superblock};
-use holdfast_replicator::Planted;
+use holdfast_replicator::Rule;
 use holdfast_types::{Incarnation, NodeId, VolumeId};
 use holdfast_wire::{Decoder, Encoded, Encoder, Lane};
 
@@ -118,7 +118,7 @@ pub struct World {
     pub(crate) agenda: Agenda<Ev>,
     /// What this run is like.
     pub scenario: Scenario,
-    pub(crate) planted: Option<Planted>,
+    pub(crate) planted: Option<Rule>,
     /// The machines.
     pub nodes: Vec<SimNode>,
     pub(crate) links: Vec<Link>,
@@ -162,7 +162,7 @@ pub(crate) struct Streams {
 
 impl World {
     /// The world of a scenario, all daemons about to start.
-    pub fn new(scenario: Scenario, planted: Option<Planted>, verbose: bool) -> Self {
+    pub fn new(scenario: Scenario, planted: Option<Rule>, verbose: bool) -> Self {
         let seed = scenario.seed;
         let g = scenario.geometry;
         let bytes = Layout::bytes_needed_with_page(g, holdfast_meta::PEERS_MAX, PAGE_BYTES);

@@ -43,13 +43,13 @@ macro_rules! caught {
 }
 
 caught! {
-    ack_before_peers: "AckBeforePeers",
-    resync_without_lock: "ResyncWithoutLock",
-    clear_bits_on_attach: "ClearBitsOnAttach",
-    serve_before_reconcile: "ServeBeforeReconcile",
-    evict_without_trace: "EvictWithoutTrace",
-    grow_without_flush: "GrowWithoutFlush",
-    read_without_lock: "ReadWithoutLock",
-    flush_locally: "FlushLocally",
-    ack_before_shrink: "AckBeforeShrink",
+    ack_before_peers: "AckByAll",
+    resync_without_lock: "ResyncLock",
+    clear_bits_on_attach: "BitsUntilAnswered",
+    serve_before_reconcile: "ReconcileFirst",
+    evict_without_trace: "EvictTrace",
+    grow_without_flush: "GrowFlush",
+    read_without_lock: "ReadLock",
+    flush_locally: "FlushByAll",
+    ack_before_shrink: "ShrinkFirst",
 }

@@ -16,10 +16,11 @@
 use super::sessions::Stable;
 use super::writes::Source;
 use super::{Owner, Phase, Primary};
-use crate::config::{JOB_BLOCKS_MAX, JOBS_MAX, Planted};
+use crate::config::{JOB_BLOCKS_MAX, JOBS_MAX};
 use crate::ctx::{Ctx, JobId, RoleIo};
 use crate::hash::{hash_blocks, is_zero};
 use crate::locks::{LockId, Mode};
+use crate::rules::Rule;
 use crate::{Note, PeerStatus};
 use bytes::Bytes;
 use holdfast_types::{BlockRange, DiskState, NodeId, NodeSet, Seq};
@@ -211,7 +212,7 @@ impl Primary {
             Kind::Verify(_) => Mode::Shared,
             Kind::Reconcile | Kind::Resync(_) => Mode::Exclusive,
         };
-        if matches!(kind, Kind::Resync(_)) && ctx.planted(Planted::ResyncWithoutLock) {
+        if matches!(kind, Kind::Resync(_)) && ctx.off(Rule::ResyncLock) {
             self.job_locked(ctx, id);
             return;
         }
@@ -239,7 +240,7 @@ impl Primary {
                     .sessions
                     .get(&peer)
                     .is_none_or(|s| s.unanswered.values().any(|r| r.range.overlaps(range)));
-                let planted = ctx.planted(Planted::ResyncWithoutLock);
+                let planted = ctx.off(Rule::ResyncLock);
                 if (on_its_way && !planted) || !ctx.bits.dirty(peer).any(range) {
                     // A write passed while this waited for the lock: its answer clears the bits, or the next job does.
                     self.end_job(ctx, id);

@@ -18,9 +18,10 @@ mod requests;
 mod sessions;
 mod writes;
 
-use crate::config::{Planted, Timing};
+use crate::config::Timing;
 use crate::ctx::{After, Ctx, JobId, LogUser, PieceId, RoleIo, Wake};
 use crate::locks::RangeLocks;
+use crate::rules::Rule;
 use crate::{
     DiskError, FromControl, Note, Now, ReqId, Request, RequestError, SetChange, ToControl, View,
 };
@@ -284,7 +285,7 @@ impl Primary {
 
     /// Is a block of `range` not yet known to be equal on all members?
     fn in_doubt(&self, ctx: &Ctx, range: BlockRange) -> bool {
-        !ctx.planted(Planted::ServeBeforeReconcile) && ctx.bits.any(self.members(ctx), range)
+        !ctx.off(Rule::ReconcileFirst) && ctx.bits.any(self.members(ctx), range)
     }
 
     // ---- the control plane

@@ -9,9 +9,10 @@
 use super::writes::Source;
 use super::{Owner, Phase, Primary};
 use crate::activity::ActivityLog;
-use crate::config::{PIECE_BLOCKS_MAX, Planted, REQUESTS_MAX};
+use crate::config::{PIECE_BLOCKS_MAX, REQUESTS_MAX};
 use crate::ctx::{Ctx, LogUser, PieceId, RoleIo};
 use crate::locks::{LockId, Mode};
+use crate::rules::Rule;
 use crate::{Action, ReqId, Request, RequestError};
 use bytes::{Bytes, BytesMut};
 use holdfast_types::{BlockRange, REQUEST_BYTES_MAX};
@@ -194,7 +195,7 @@ impl Primary {
             Work::Read { .. } => Mode::Shared,
             Work::Write { .. } | Work::Patch { .. } => Mode::Exclusive,
         };
-        if mode == Mode::Shared && ctx.planted(Planted::ReadWithoutLock) {
+        if mode == Mode::Shared && ctx.off(Rule::ReadLock) {
             self.piece_locked(ctx, id);
             return;
         }

@@ -1,8 +1,8 @@
 //! The primary's side of its sessions with the replicas.
 
 use super::{Phase, Primary};
-use crate::config::Planted;
 use crate::ctx::Ctx;
+use crate::rules::Rule;
 use crate::{Note, Now, SetChange};
 use holdfast_types::{BlockRange, DiskState, Incarnation, NodeId, NodeSet, Run, Seq, SessionId};
 use holdfast_wire::{Attach, Frame, Refusal, Stamp};
@@ -143,7 +143,7 @@ impl Primary {
         }
         self.drop_jobs(ctx, peer);
         self.grow_lost(ctx, peer);
-        if ctx.planted(Planted::AckBeforeShrink) {
+        if ctx.off(Rule::ShrinkFirst) {
             self.recheck(ctx);
         }
     }
@@ -228,7 +228,7 @@ impl Primary {
             self.resend(ctx, peer);
             self.confirm_members(ctx, peer);
         } else {
-            if ctx.planted(Planted::ClearBitsOnAttach) {
+            if ctx.off(Rule::BitsUntilAnswered) {
                 ctx.bits.replace(peer, &[]);
             }
             for &range in report {

@@ -7,8 +7,9 @@
 
 use super::sessions::Sent;
 use super::{Drain, Owner, Phase, Primary};
-use crate::config::{CLOSE_EVERY, LAG_MAX, Planted};
+use crate::config::{CLOSE_EVERY, LAG_MAX};
 use crate::ctx::{Ctx, JobId, PieceId, RoleIo};
+use crate::rules::Rule;
 use crate::{DiskOp, Now, ReqId};
 use bytes::Bytes;
 use holdfast_types::{BlockRange, NodeId, NodeSet, Seq};
@@ -177,10 +178,10 @@ impl Primary {
         {
             need = need.with(growing.peer);
         }
-        if ctx.planted(Planted::AckBeforePeers) {
+        if ctx.off(Rule::AckByAll) {
             return NodeSet::EMPTY;
         }
-        if ctx.planted(Planted::AckBeforeShrink) {
+        if ctx.off(Rule::ShrinkFirst) {
             need = need.and(self.sessions.keys().copied().collect());
         }
         need
@@ -196,7 +197,7 @@ impl Primary {
         let write = self.writes.remove(&seq).expect("just seen");
         let holders = write.answered.and(self.counted(ctx)).with(ctx.me());
         assert!(
-            ctx.cfg.planted.is_some() || holders.contains(self.in_sync),
+            ctx.cfg.off.is_some() || holders.contains(self.in_sync),
             "G1: every member holds what is settled"
         );
         self.settled.insert(seq, holders);
@@ -321,7 +322,7 @@ impl Primary {
             return;
         }
         let token = self.token();
-        let planted = ctx.planted(Planted::FlushLocally);
+        let planted = ctx.off(Rule::FlushByAll);
         let waiting = if planted {
             NodeSet::EMPTY
         } else {

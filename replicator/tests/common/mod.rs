@@ -97,7 +97,7 @@ impl Cluster {
             data_nodes: self.view.data_nodes,
             volume: VolumeId(7),
             timing: Timing::default(),
-            planted: None,
+            off: None,
         };
         let mut out = Vec::new();
         site.replica = Some(Replica::start(cfg, recovered, site.boot, self.now, &mut out).unwrap());

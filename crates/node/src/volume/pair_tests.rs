@@ -86,7 +86,7 @@ fn side(me: u8) -> Side {
             collect_ms: 600_000,
             ..Timing::default()
         },
-        planted: None,
+        off: None,
     };
     let mut first = Vec::new();
     let recovered = located.recover(&region).unwrap();

@@ -93,6 +93,7 @@ Example:
   holdfast demo
   holdfast demo --fault partition --json
   holdfast demo --with postgres --seconds 30
+  holdfast demo --with postgres --storm 600     kill a random node every few seconds for ten minutes
 
 As root every node has a machine made of namespaces, and the volume is a block device with a filesystem;
 without root there is less, and the command says what and why. Nothing is left behind.")]
@@ -331,6 +332,9 @@ pub(crate) struct DemoArgs {
     /// How long the workload runs, in seconds, without the failover; the fault comes in the middle
     #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) seconds: u64,
+    /// Instead of one fault: for so many seconds, kill the daemon of a node chosen at random every few seconds
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["fault", "keep", "seconds"], value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub(crate) storm: Option<u64>,
     /// Leave the cluster running until Ctrl-C, and say how to reach it
     #[arg(long)]
     pub(crate) keep: bool,

@@ -32,6 +32,10 @@ pub(super) const RESOURCE: &str = "data";
 pub(super) const VOLUME: &str = "main";
 /// Bytes of the volume.
 pub(super) const VOLUME_BYTES: u64 = 1 << 30;
+/// The volume that nothing is mounted on.
+pub(super) const RAW: &str = "bare";
+/// Its bytes.
+pub(super) const RAW_BYTES: u64 = 64 << 20;
 /// TCP port of the service.
 pub(super) const PORT: u16 = 7100;
 
@@ -55,6 +59,8 @@ pub(super) struct Plan {
     pub(super) profile: Profile,
     /// The daemons' stores lose what was not flushed when they die.
     pub(super) lost_cache: bool,
+    /// There is a second volume, with nothing mounted on it.
+    pub(super) raw: bool,
 }
 
 /// The cluster. Dropped: killed, and everything it made removed.
@@ -79,7 +85,7 @@ impl Cluster {
     ) -> anyhow::Result<Self> {
         let files = Files::new()?;
         let service = service(&site, &files.mount())?;
-        files.write(&site, plan.profile, &service)?;
+        files.write(&site, &plan, &service)?;
         Ok(Self {
             plan,
             service,
@@ -90,6 +96,14 @@ impl Cluster {
         })
     }
 
+    /// Its volumes, and the bytes of each.
+    pub(super) fn volumes(&self) -> Vec<(&'static str, u64)> {
+        let mut all = vec![(VOLUME, VOLUME_BYTES)];
+        if self.plan.raw {
+            all.push((RAW, RAW_BYTES));
+        }
+        all
+    }
     /// Its folder.
     pub(super) fn files(&self) -> &Files {
         &self.files
@@ -326,6 +340,15 @@ impl Cluster {
             .extend(loops.map(|way| way.path.clone()));
     }
 
+    /// Which node serves everything at this moment, if one says so.
+    pub(super) fn serves_now(&self) -> Option<usize> {
+        let serves = |node: &usize| {
+            self.resource(*node)
+                .is_ok_and(|r| r.here == Some(Phase::Primary))
+        };
+        DATA.into_iter().find(serves)
+    }
+
     /// Waits until `node`, the primary, sees both copies in sync and connected; its volume then.
     pub(super) fn wait_for_sync(
         &self,
@@ -380,12 +403,15 @@ impl Drop for Cluster {
 
 /// The volume, if all of it is as it should be.
 fn synced(resource: ResourceInfo) -> Option<VolumeInfo> {
-    let volume = resource.volumes.into_iter().next()?;
-    let connected = volume
-        .local
-        .as_ref()
-        .is_some_and(|l| l.peers.iter().all(|p| p.attached));
-    (volume.in_sync.len() == DATA.len() && connected).then_some(volume)
+    let whole = |volume: &VolumeInfo| {
+        let connected = volume
+            .local
+            .as_ref()
+            .is_some_and(|l| l.peers.iter().all(|p| p.attached));
+        volume.in_sync.len() == DATA.len() && connected
+    };
+    let all = resource.volumes.iter().all(whole);
+    resource.volumes.into_iter().next().filter(|_| all)
 }
 
 fn because(why: &[String]) -> String {

@@ -1,10 +1,9 @@
 //! The folder of a run: configuration, secret, backing files, state directories and logs.
 
-use super::cluster::{RESOURCE, VOLUME, VOLUME_BYTES};
+use super::cluster::{Plan, RAW, RAW_BYTES, RESOURCE, VOLUME, VOLUME_BYTES};
 use super::site::{DATA, NODES, PREFIX, Site, WITNESS};
 use super::workload::Service;
 use anyhow::{Context, ensure};
-use holdfast_config::Profile;
 use holdfast_host::machine::Mode;
 use std::fmt::Write as _;
 use std::fs::{File, Permissions};
@@ -60,9 +59,9 @@ impl Files {
     pub(super) fn state_dir(&self, node: usize) -> PathBuf {
         self.path(NODES[node])
     }
-    /// Backing file of a data node.
-    pub(super) fn backing(&self, node: usize) -> PathBuf {
-        self.path(&format!("{}.img", NODES[node]))
+    /// Backing file of a volume on a data node.
+    pub(super) fn backing(&self, node: usize, volume: &str) -> PathBuf {
+        self.path(&format!("{}-{volume}.img", NODES[node]))
     }
     /// NBD socket of the volume on a node.
     pub(super) fn nbd_socket(&self, node: usize) -> PathBuf {
@@ -79,20 +78,15 @@ impl Files {
     }
 
     /// Writes the configuration and its secret.
-    pub(super) fn write(
-        &self,
-        site: &Site,
-        profile: Profile,
-        service: &Service,
-    ) -> anyhow::Result<()> {
+    pub(super) fn write(&self, site: &Site, plan: &Plan, service: &Service) -> anyhow::Result<()> {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
         let secret: String = secret.iter().map(|b| format!("{b:02x}")).collect();
         write_private(&self.path("secret"), &secret)?;
-        write_private(&self.config(), &self.text(site, profile, service)?)
+        write_private(&self.config(), &self.text(site, plan, service)?)
     }
 
-    fn text(&self, site: &Site, profile: Profile, service: &Service) -> anyhow::Result<String> {
+    fn text(&self, site: &Site, plan: &Plan, service: &Service) -> anyhow::Result<String> {
         let path = |path: PathBuf| {
             path.to_str()
                 .map(toml_string)
@@ -101,7 +95,7 @@ impl Files {
         let mut text = format!(
             "[cluster]\nname = \"demo\"\nsecret_file = {}\nprofile = {}\n",
             path(self.path("secret"))?,
-            serde_json::to_string(&profile)?,
+            serde_json::to_string(&plan.profile)?,
         );
         for (node, name) in NODES.into_iter().enumerate() {
             let (id, address) = (node + 1, site.address(node));
@@ -117,16 +111,24 @@ impl Files {
         let block = site.mode() == Mode::Root;
         write!(
             text,
-            "\n[[resource]]\nname = \"{RESOURCE}\"\nnodes = [\"{a}\", \"{b}\"]\npreferred = \"{a}\"\n\n\
-             [[resource.volume]]\nname = \"{VOLUME}\"\nsize = \"{} MiB\"\nfrontend = \"{}\"\n\
-             backing = {{ {a} = {}, {b} = {} }}\n",
-            VOLUME_BYTES >> 20,
-            if block { "fuse" } else { "none" },
-            path(self.backing(DATA[0]))?,
-            path(self.backing(DATA[1]))?,
+            "\n[[resource]]\nname = \"{RESOURCE}\"\nnodes = [\"{a}\", \"{b}\"]\npreferred = \"{a}\"\n",
             a = NODES[DATA[0]],
             b = NODES[DATA[1]],
         )?;
+        let raw = plan.raw.then_some((RAW, RAW_BYTES));
+        for (volume, bytes) in [(VOLUME, VOLUME_BYTES)].into_iter().chain(raw) {
+            write!(
+                text,
+                "\n[[resource.volume]]\nname = \"{volume}\"\nsize = \"{} MiB\"\nfrontend = \"{}\"\n\
+                 backing = {{ {a} = {}, {b} = {} }}\n",
+                bytes >> 20,
+                if block { "fuse" } else { "none" },
+                path(self.backing(DATA[0], volume))?,
+                path(self.backing(DATA[1], volume))?,
+                a = NODES[DATA[0]],
+                b = NODES[DATA[1]],
+            )?;
+        }
         if block {
             write!(
                 text,
@@ -206,21 +208,24 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_config::Config;
+    use holdfast_config::{Config, Profile};
 
     #[test]
     fn the_configuration_is_sound() {
         let files = Files::new().expect("a folder");
         let site = Site::new(Mode::Loopback).expect("a site");
+        let plan = Plan {
+            profile: Profile::Fast,
+            lost_cache: false,
+            raw: true,
+        };
         let service = Service {
             name: "records",
             command: vec!["/bin/sh".into(), "-c".into(), "echo \"$1\"\n\\exit".into()],
             ready: (site.vip(), 7100).into(),
             what: String::new(),
         };
-        files
-            .write(&site, Profile::Fast, &service)
-            .expect("written");
+        files.write(&site, &plan, &service).expect("written");
         let config = Config::load(&files.config()).expect("sound");
         let resource = &config.resources[0];
         assert_eq!(resource.services[0].command, service.command);
@@ -229,6 +234,7 @@ mod tests {
             resource.volumes[0].nbd_socket(RESOURCE, &config.nodes[1]),
             files.nbd_socket(1)
         );
+        assert_eq!(resource.volumes.len(), 2);
         assert!(config.nodes[WITNESS].witness && resource.mounts.is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! What happens, in which order: a cluster is made, a service writes, the primary is lost and comes back, and
 //! everything that was promised is looked at.
 
-use super::cluster::{Cluster, Plan, RESOURCE, VOLUME_BYTES};
+use super::cluster::{Cluster, Plan, RESOURCE, VOLUME, VOLUME_BYTES};
 use super::failover::{Failover, RESYNC_TIME_MAX, resync_bytes};
 use super::late::Late;
 use super::patience::{self, Stopped};
@@ -9,7 +9,7 @@ use super::report::Report;
 use super::signals::Cancel;
 use super::site::{DATA, NODES, Site};
 use super::workload::{self, PATIENCE, Verified, Workload};
-use super::{Voice, compare};
+use super::{Told, Voice, compare};
 use crate::args::{DemoArgs, DemoFault, DemoWorkload};
 use anyhow::ensure;
 use holdfast_host::machine::{Capability, Mode};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// How long the workload runs without the lost node before that comes back: some writes it will lack.
 const ABSENCE: Duration = Duration::from_millis(1500);
 /// How long reading two replicas may take.
-const COMPARE_TIME_MAX: Duration = Duration::from_secs(300);
+pub(super) const COMPARE_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// The whole of it.
 pub(super) fn tell(
@@ -27,7 +27,7 @@ pub(super) fn tell(
     voice: Voice,
     ground: Capability,
     cancel: &Cancel,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<Told> {
     ensure!(
         args.with == DemoWorkload::Records || ground.mode == Mode::Root,
         "--with postgres needs a mounted filesystem, and thus root ({}); without it, leave out --with postgres",
@@ -36,7 +36,8 @@ pub(super) fn tell(
     let site = Site::new(ground.mode)?;
     let plan = Plan {
         profile: args.profile.into(),
-        lost_cache: args.fault == DemoFault::Power,
+        lost_cache: args.storm.is_none() && args.fault == DemoFault::Power,
+        raw: args.storm.is_some(),
     };
     let cluster = Cluster::new(site, plan, |site, mount| {
         workload::service(args.with, site, mount)
@@ -47,12 +48,15 @@ pub(super) fn tell(
         cancel,
         cluster,
     };
-    let told = run.run();
+    let told = match args.storm {
+        Some(seconds) => run.storm(seconds),
+        None => run.run(),
+    };
     if let Some(folder) = &args.logs {
         run.cluster.files().keep_logs(folder)?;
     }
     match &told {
-        Ok(report) if report.good() => {}
+        Ok(told) if told.good => {}
         Err(error) if matches!(error.downcast_ref(), Some(Stopped::Interrupted)) => {}
         Ok(_) | Err(_) => eprint!("{}", run.cluster.files().log_tails()),
     }
@@ -68,32 +72,38 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
+    pub(super) fn voice(&self) -> Voice {
+        self.voice
+    }
+
     pub(super) fn say(&self, line: &str) {
         self.voice.say(line);
     }
 
-    fn run(&mut self) -> anyhow::Result<Report> {
+    fn run(&mut self) -> anyhow::Result<Told> {
         let primary = self.build()?;
         let mut workload = Workload::start(
-            self.args.with,
             self.cluster.site(),
-            self.cluster.service_address(),
+            workload::clients(self.args.with, self.cluster.service_address()),
         )?;
         let half = Duration::from_millis(self.args.seconds * 500);
         self.write_until(&mut workload, "the first write is acknowledged", |w| {
             w.acknowledged().count() > 0
         })?;
-        self.pass(&mut workload, half)?;
+        self.pass(&mut [&mut workload], half)?;
         self.say(&format!(
             "{} writes acknowledged so far",
             workload.acknowledged().count()
         ));
         let mut failover = self.break_primary(primary, &mut workload)?;
         let end = Instant::now() + half;
-        self.pass(&mut workload, ABSENCE)?;
+        self.pass(&mut [&mut workload], ABSENCE)?;
         let back_ns = self.bring_back(&failover)?;
         let volume = self.resync(&mut failover, &mut workload, back_ns)?;
-        self.pass(&mut workload, end.saturating_duration_since(Instant::now()))?;
+        self.pass(
+            &mut [&mut workload],
+            end.saturating_duration_since(Instant::now()),
+        )?;
         let late = self.ask_late(failover.late.take(), failover.old)?;
         let writers = workload.stop(self.cancel)?;
         self.say("reading back every acknowledged write");
@@ -115,11 +125,14 @@ impl Run<'_> {
         if self.args.keep {
             self.stay()?;
         }
-        Ok(report)
+        Ok(Told {
+            good: report.good(),
+            verdict: report.verdict,
+        })
     }
 
     /// A running cluster with a served volume; which node serves it.
-    fn build(&mut self) -> anyhow::Result<usize> {
+    pub(super) fn build(&mut self) -> anyhow::Result<usize> {
         self.say(&format!(
             "three nodes ({}), files in {}",
             NODES.join(", "),
@@ -162,11 +175,17 @@ impl Run<'_> {
     }
 
     /// Lets time pass while the writers write.
-    fn pass(&self, workload: &mut Workload, time: Duration) -> anyhow::Result<()> {
+    pub(super) fn pass(
+        &self,
+        workloads: &mut [&mut Workload],
+        time: Duration,
+    ) -> anyhow::Result<()> {
         let end = Instant::now() + time;
         // A limit of time that is long enough for `time` by construction.
         patience::until(self.cancel, "time passes", time + PATIENCE, || {
-            workload.look()?;
+            for workload in &mut *workloads {
+                workload.look()?;
+            }
             Ok(if Instant::now() >= end {
                 Ok(())
             } else {
@@ -198,8 +217,8 @@ impl Run<'_> {
         self.say("stopping everything, then comparing the replicas byte for byte");
         self.cluster.stop_all(self.cancel)?;
         let (a, b) = (
-            self.cluster.files().backing(DATA[0]),
-            self.cluster.files().backing(DATA[1]),
+            self.cluster.files().backing(DATA[0], VOLUME),
+            self.cluster.files().backing(DATA[1], VOLUME),
         );
         let what = "the replicas are compared";
         let difference = patience::run(self.cancel, what, COMPARE_TIME_MAX, move || {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// Clients that write side by side.
 const CLIENTS: u64 = 4;
 /// How long a single write may go unanswered, over all its attempts, before the demonstration has failed.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 /// How long reading everything back may take.
 const VERIFY_TIME_MAX: Duration = Duration::from_secs(180);
 
@@ -79,6 +79,24 @@ pub(super) fn service(with: DemoWorkload, site: &Site, mount: &Path) -> anyhow::
     })
 }
 
+/// The clients of the service; nothing is connected yet.
+pub(super) fn clients(with: DemoWorkload, service: SocketAddr) -> Vec<Box<dyn Writer>> {
+    // Room for the number of the client in the low byte.
+    let base = holdfast_node::clock::random_u64() >> 9 << 8;
+    (0..CLIENTS)
+        .map(|i| -> Box<dyn Writer> {
+            match with {
+                DemoWorkload::Records => Box::new(RecordClient::new(
+                    service,
+                    base + i,
+                    ClientOptions::default(),
+                )),
+                DemoWorkload::Postgres => Box::new(postgres::PgWriter::new(service, base + i)),
+            }
+        })
+        .collect()
+}
+
 /// One who writes.
 pub(super) trait Writer: Send {
     /// Writes the next thing, as often as it takes, until it is acknowledged or `deadline`.
@@ -119,6 +137,14 @@ impl Acknowledgements {
     pub(super) fn count(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
+    /// Longest time between two of them, in milliseconds.
+    pub(super) fn longest_pause_ms(&self) -> f64 {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = all.clone();
+        all.sort_unstable();
+        let longest = all.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+        longest as f64 / 1e6
+    }
     /// The first at or after a time.
     pub(super) fn first_since(&self, at_ns: u64) -> Option<u64> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,29 +169,14 @@ pub(super) struct Workload {
 
 impl Workload {
     /// Starts them.
-    pub(super) fn start(
-        with: DemoWorkload,
-        site: &Site,
-        service: SocketAddr,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn start(site: &Site, all: Vec<Box<dyn Writer>>) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Acknowledgements::default();
-        // Room for the number of the client in the low byte.
-        let base = holdfast_node::clock::random_u64() >> 9 << 8;
         let writers = site.in_lan(|| {
-            (0..CLIENTS)
-                .map(|i| {
+            all.into_iter()
+                .enumerate()
+                .map(|(i, mut writer)| {
                     let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
-                    let mut writer: Box<dyn Writer> = match with {
-                        DemoWorkload::Records => Box::new(RecordClient::new(
-                            service,
-                            base + i,
-                            ClientOptions::default(),
-                        )),
-                        DemoWorkload::Postgres => {
-                            Box::new(postgres::PgWriter::new(service, base + i))
-                        }
-                    };
                     // A thread is born in the network of the one that starts it, and so are its sockets.
                     std::thread::Builder::new()
                         .name(format!("writer {i}"))

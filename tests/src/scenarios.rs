@@ -8,6 +8,7 @@ mod records;
 mod refusals;
 mod resync;
 mod served;
+mod storm;
 
 use crate::needs::Need;
 use anyhow::Result;
@@ -34,6 +35,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         served::ALL,
         demo::ALL,
         demo_ends::ALL,
+        storm::ALL,
     ]
     .concat()
 }

@@ -51,6 +51,27 @@ pub(crate) fn run(filters: &[String], report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Seconds of [`storm`] if nothing else is asked for.
+const STORM_SECONDS: &str = "600";
+
+/// Kills at random for long, with PostgreSQL and writers on a bare volume on top; in a release build, as installed.
+pub(crate) fn storm(seconds: Option<&str>) -> Result<bool> {
+    let seconds = seconds.unwrap_or(STORM_SECONDS);
+    let demo = ["demo", "--with", "postgres", "--storm", seconds];
+    succeeds(
+        cargo()
+            .args([
+                "run",
+                "--locked",
+                "--release",
+                "--package",
+                "holdfast",
+                "--",
+            ])
+            .args(demo),
+    )
+}
+
 /// A line of the scenario runner.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {

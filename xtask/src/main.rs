@@ -29,6 +29,7 @@ cargo xtask COMMAND
                    packages tidy layers fmt clippy doc deny unit sim e2e
   sim [OPTIONS]    the simulator; options as for `holdfast sim`
   e2e [FILTER ..]  real processes, real clients, network namespaces; scenarios whose name has a FILTER in it
+  storm [SECONDS]  ten minutes of kills at random, PostgreSQL and writers on a bare volume on top (root)
   deny             cargo-deny only: licences, advisories, sources, bans
   tidy             rules for files and dependencies only
 
@@ -73,6 +74,7 @@ fn run() -> Result<bool> {
         "test" => test(rest, &mut report)?,
         "sim" => return sim::run(rest),
         "e2e" => e2e::run(rest, &mut report)?,
+        "storm" => return e2e::storm(rest.first().map(String::as_str)),
         "deny" => deny::check(&mut report)?,
         "tidy" => {
             tidy::check(&mut report)?;

@@ -84,7 +84,7 @@ Example:
     /// Simulate clusters in virtual time under faults, and check every rule
     #[command(after_help = "\
 Example:
-  holdfast sim --seeds 2000
+  holdfast sim --seeds 2000 --swarm
   holdfast sim --seed 1234          replay one, with its trace")]
     Sim(SimArgs),
     /// Start a cluster here, break it while a service writes, and check that nothing was lost
@@ -253,8 +253,11 @@ pub(crate) struct SimArgs {
     /// Just this one, with its whole story
     #[arg(long, value_name = "SEED")]
     pub(crate) seed: Option<u64>,
+    /// Each seed draws which classes of faults there are at all, and every size and rate (the default)
+    #[arg(long, overrides_with = "no_swarm")]
+    pub(crate) swarm: bool,
     /// All classes of faults in every seed; else each is absent from half of them
-    #[arg(long)]
+    #[arg(long, overrides_with = "swarm")]
     pub(crate) no_swarm: bool,
     /// Run each seed twice and compare all that happened
     #[arg(long)]

@@ -7,40 +7,15 @@ use crate::rng::Rng;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-#[derive(Debug)]
-struct Entry<E> {
-    at: u64,
-    tie: u32,
-    seq: u64,
-    event: E,
-}
-
-impl<E> Entry<E> {
-    fn key(&self) -> (u64, u32, u64) {
-        (self.at, self.tie, self.seq)
-    }
-}
-impl<E> PartialEq for Entry<E> {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-impl<E> Eq for Entry<E> {}
-impl<E> PartialOrd for Entry<E> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl<E> Ord for Entry<E> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.key().cmp(&other.key())
-    }
-}
+/// When, in which order among things of that instant, and where the event rests. Small, because the heap moves it about.
+type Entry = (u64, u32, u64, u32);
 
 /// The heap.
 #[derive(Debug)]
 pub struct Agenda<E> {
-    heap: BinaryHeap<Reverse<Entry<E>>>,
+    heap: BinaryHeap<Reverse<Entry>>,
+    events: Vec<Option<E>>,
+    free: Vec<u32>,
     seq: u64,
     schedule: Rng,
 }
@@ -50,6 +25,8 @@ impl<E> Agenda<E> {
     pub fn new(schedule: Rng) -> Self {
         Self {
             heap: BinaryHeap::new(),
+            events: Vec::new(),
+            free: Vec::new(),
             seq: 0,
             schedule,
         }
@@ -57,7 +34,7 @@ impl<E> Agenda<E> {
 
     /// `event` happens at `at`, in any order with others of that instant.
     pub fn at(&mut self, at: u64, event: E) {
-        let tie = (self.schedule.bits() >> 33) as u32;
+        let tie = (self.schedule.bits() >> 33) as u32 + 1;
         self.push(at, tie, event);
     }
 
@@ -66,19 +43,31 @@ impl<E> Agenda<E> {
         self.push(at, u32::MAX, event);
     }
 
+    /// `event` happens at `at`, before everything but what was entered this way earlier. Draws nothing, so that
+    /// what is entered this way can be left out without a change to the order of all else.
+    #[allow(dead_code)]
+    pub fn first(&mut self, at: u64, event: E) {
+        self.push(at, 0, event);
+    }
+
     fn push(&mut self, at: u64, tie: u32, event: E) {
         self.seq += 1;
-        self.heap.push(Reverse(Entry {
-            at,
-            tie,
-            seq: self.seq,
-            event,
-        }));
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None => {
+                self.events.push(None);
+                (self.events.len() - 1) as u32
+            }
+        };
+        self.events[place as usize] = Some(event);
+        self.heap.push(Reverse((at, tie, self.seq, place)));
     }
 
     /// The next event and its time.
     pub fn next(&mut self) -> Option<(u64, E)> {
-        self.heap.pop().map(|Reverse(e)| (e.at, e.event))
+        let Reverse((at, _, _, place)) = self.heap.pop()?;
+        self.free.push(place);
+        Some((at, self.events[place as usize].take()?))
     }
 }
 
@@ -95,7 +84,9 @@ mod tests {
         agenda.at(5, 100);
         agenda.in_order(20, 200);
         agenda.in_order(20, 201);
+        agenda.first(10, 300);
         assert_eq!(agenda.next(), Some((5, 100)));
+        assert_eq!(agenda.next(), Some((10, 300)));
         let same: Vec<i32> = (0..50).map(|_| agenda.next().unwrap().1).collect();
         let mut sorted = same.clone();
         sorted.sort_unstable();

@@ -1,6 +1,8 @@
 //! Running many seeds, and telling what came of them.
 
+use crate::mutation::Mutation;
 use crate::scenario::Scenario;
+use crate::trace::{Telling, Trace};
 use crate::world::{Outcome, World};
 use holdfast_replicator::Rule;
 use serde::Serialize;
@@ -34,6 +36,8 @@ pub struct SimOptions {
     pub verbose: bool,
     /// Print one JSON object instead of text.
     pub json: bool,
+    /// Lie to the state machines in this way (for the tests of the checkers).
+    pub mutation: Option<Mutation>,
     /// Plant this bug (for the tests of the checkers).
     pub planted: Option<Rule>,
     /// Shape the runs as for this bug, without it: what a checker finds then is no merit of the bug.
@@ -51,6 +55,7 @@ impl Default for SimOptions {
             keep_going: false,
             verbose: false,
             json: false,
+            mutation: None,
             planted: None,
             shaped: None,
         }
@@ -109,31 +114,64 @@ pub struct Summary {
     pub marks: BTreeMap<&'static str, u64>,
 }
 
-/// Runs one seed.
+/// Runs one seed. A failure is told with its last lines, which costs a second run.
 pub fn run_seed(seed: u64, options: &SimOptions) -> SeedReport {
-    let first = run_once(seed, options);
-    if !options.twice {
+    if options.verbose {
+        return run_once(seed, options, Telling::All, false).0;
+    }
+    let (first, steps) = run_once(seed, options, Telling::Nothing, options.twice);
+    if options.twice {
+        let (second, again) = run_once(seed, options, Telling::Nothing, true);
+        if let Some(report) = diverges(seed, options, (&first, &steps), (&second, &again)) {
+            return report;
+        }
+    }
+    if !matches!(first.outcome, Outcome::Failed(_)) {
         return first;
     }
-    let mut second = run_once(seed, options);
-    if second.hash != first.hash {
-        second.outcome = Outcome::Failed(format!(
-            "determinism: two runs of one seed differ ({:016x} after {} events, {:016x} after {})",
-            first.hash, first.events, second.hash, second.events
-        ));
-    }
-    second
+    let (told, _) = run_once(seed, options, Telling::Tail, false);
+    diverges(seed, options, (&first, &[]), (&told, &[])).unwrap_or(told)
 }
 
-fn run_once(seed: u64, options: &SimOptions) -> SeedReport {
+/// The guard of determinism: two runs of one seed must be the same, event by event.
+fn diverges(
+    seed: u64,
+    options: &SimOptions,
+    (first, steps): (&SeedReport, &[u64]),
+    (second, again): (&SeedReport, &[u64]),
+) -> Option<SeedReport> {
+    if first.hash == second.hash && first.events == second.events && steps == again {
+        return None;
+    }
+    let same = steps.iter().zip(again).take_while(|(a, b)| a == b).count() as u64;
+    let mut report = second.clone();
+    let around = same.saturating_sub(2)..same + 2;
+    report.tail = run_once(seed, options, Telling::Events(around), false)
+        .0
+        .tail;
+    report.outcome = Outcome::Failed(format!(
+        "determinism: two runs of seed {seed} differ: the first {same} events are the same, event {same} is not \
+         ({:016x} after {} events, {:016x} after {})",
+        first.hash, first.events, second.hash, second.events
+    ));
+    Some(report)
+}
+
+fn run_once(
+    seed: u64,
+    options: &SimOptions,
+    telling: Telling,
+    steps: bool,
+) -> (SeedReport, Vec<u64>) {
     let mut scenario = Scenario::draw(seed, options.swarm);
     if let Some(planted) = options.planted.or(options.shaped) {
         if !crate::planted::suits(planted, &scenario) {
-            return SeedReport::nothing(seed);
+            return (SeedReport::nothing(seed), Vec::new());
         }
         crate::planted::provoke(planted, &mut scenario);
     }
-    let mut world = World::new(scenario, options.planted, options.verbose);
+    let mut world = World::new(scenario, options.planted, Trace::new(telling, steps));
+    world.mutation = options.mutation;
     SEED.set(Some(seed));
     // An assertion of a state machine is a finding as any other.
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
@@ -146,7 +184,8 @@ fn run_once(seed: u64, options: &SimOptions) -> SeedReport {
             .unwrap_or("without a message");
         Outcome::Failed(format!("panic at {:.3} ms: {text}", world.now as f64 / 1e6))
     });
-    SeedReport {
+    let steps = world.trace.steps();
+    let report = SeedReport {
         seed,
         outcome,
         hash: world.trace.hash(),
@@ -154,7 +193,8 @@ fn run_once(seed: u64, options: &SimOptions) -> SeedReport {
         ops: world.trace.ops,
         marks: world.trace.marks().clone(),
         tail: world.trace.tail(),
-    }
+    };
+    (report, steps)
 }
 
 thread_local! {

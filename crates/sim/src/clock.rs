@@ -12,16 +12,38 @@ pub struct Clock {
 }
 
 const MILLION: i128 = 1_000_000;
+/// No run comes near this.
+const NEVER_NS: u64 = u64::MAX / 2;
+/// Spans up to this can be reckoned in 64 bits (some hours; runs are minutes).
+const SHORT_NS: u64 = u64::MAX / 2_000_000;
 
 impl Clock {
     /// What it shows at true time `now`.
     pub fn local(&self, now: u64) -> Now {
-        let past = i128::from(now.saturating_sub(self.zero_at));
+        let past = now.saturating_sub(self.zero_at);
+        if self.drift_ppm == 0 {
+            return Now(past);
+        }
+        if past <= SHORT_NS {
+            return Now(past * (1_000_000 + i64::from(self.drift_ppm)) as u64 / 1_000_000);
+        }
+        let past = i128::from(past);
         Now((past * (MILLION + i128::from(self.drift_ppm)) / MILLION) as u64)
     }
 
     /// The first true time at which it shows `local` or later.
     pub fn true_time(&self, local: Now) -> u64 {
+        if self.drift_ppm == 0 {
+            return self.zero_at.saturating_add(local.0);
+        }
+        if local.0 >= NEVER_NS {
+            return u64::MAX;
+        }
+        if local.0 <= SHORT_NS {
+            let rate = (1_000_000 + i64::from(self.drift_ppm)) as u64;
+            let at = self.zero_at + (local.0 * 1_000_000).div_ceil(rate);
+            return if self.local(at) < local { at + 1 } else { at };
+        }
         let rate = MILLION + i128::from(self.drift_ppm);
         let past = (i128::from(local.0) * MILLION + rate - 1) / rate;
         let at = u64::try_from(i128::from(self.zero_at) + past).unwrap_or(u64::MAX);

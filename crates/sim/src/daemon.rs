@@ -121,7 +121,7 @@ impl World {
             slots,
         });
         self.perform_control(n, control_actions);
-        self.perform_replica(n, replica_actions);
+        self.perform_replica(n, &mut replica_actions);
         for link in 0..self.links.len() {
             if self.links[link].ends.contains(&me) {
                 self.want_connection(link);
@@ -306,10 +306,12 @@ impl World {
         else {
             return;
         };
-        let mut actions = Vec::new();
+        let mut actions = std::mem::take(&mut self.actions);
         replica.handle(now, event, &mut actions);
-        self.perform_replica(n, actions);
-        self.rearm(n, REPLICA);
+        self.perform_replica(n, &mut actions);
+        if self.actions.capacity() == 0 {
+            self.actions = actions;
+        }
     }
 
     pub(crate) fn control(&mut self, n: usize, event: control::Event) {
@@ -326,7 +328,6 @@ impl World {
         };
         let actions = process.control.handle(now, event);
         self.perform_control(n, actions);
-        self.rearm(n, CONTROL);
     }
 
     /// Hands something from one thread of the daemon to the other, in order.
@@ -346,9 +347,9 @@ impl World {
 
     // ---- what a replica wants
 
-    fn perform_replica(&mut self, n: usize, actions: Vec<rep::Action>) {
+    fn perform_replica(&mut self, n: usize, actions: &mut Vec<rep::Action>) {
         let me = self.nodes[n].id;
-        for action in actions {
+        for action in actions.drain(..) {
             match action {
                 rep::Action::Disk { io, op } => self.submit(n, io, op),
                 rep::Action::Send { peer, frame } => self.send_frame(n, peer, &frame),
@@ -379,6 +380,7 @@ impl World {
         let Some(disk) = &mut self.nodes[n].disk else {
             return;
         };
+        self.trace.mix(io.0 << 2 | kind_of(&op));
         let (key, at) = disk.submit(self.now, life, io, op);
         self.agenda.at(at, Ev::Disk { node: n, key });
     }
@@ -586,6 +588,16 @@ impl World {
         } else {
             self.trace.news(self.now, me, || format!("{note:?}"));
         }
+    }
+}
+
+/// Its kind, for the hash.
+fn kind_of(op: &rep::DiskOp) -> u64 {
+    match op {
+        rep::DiskOp::Read { .. } => 0,
+        rep::DiskOp::Write { .. } => 1,
+        rep::DiskOp::Zero { .. } => 2,
+        rep::DiskOp::Flush => 3,
     }
 }
 

@@ -20,6 +20,7 @@ mod host;
 mod lanes;
 mod liveness;
 mod messages;
+pub mod mutation;
 mod net;
 mod node;
 pub mod planted;

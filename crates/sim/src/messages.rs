@@ -1,6 +1,7 @@
 //! The control network: single messages that are lost, late, doubled and out of order, and the
 //! control connections whose breaking a node may learn of.
 
+use crate::mutation::Mutation;
 use crate::node::Input;
 use crate::scenario::{MS, S};
 use crate::world::{Ev, World};
@@ -40,8 +41,11 @@ impl World {
         }
         let copies = if !calm && rng.happens(twice) { 2 } else { 1 };
         for _ in 0..copies {
-            let delay = self.scenario.message_delay.draw(&mut self.rng.net)
+            let mut delay = self.scenario.message_delay.draw(&mut self.rng.net)
                 + self.message_clog_ns[from][to];
+            if self.mutation == Some(Mutation::Wobble) {
+                delay += crate::mutation::wobble();
+            }
             self.agenda.at(
                 self.now + delay,
                 Ev::Message {

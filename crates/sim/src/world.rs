@@ -8,6 +8,7 @@ use crate::agenda::Agenda;
 use crate::check::Checks;
 use crate::disk::Disk;
 use crate::faults::Undo;
+use crate::mutation::Mutation;
 use crate::net::{Blocks, Link, NODES};
 use crate::node::{Input, SimNode};
 use crate::rng::Rng;
@@ -99,6 +100,37 @@ pub(crate) enum Ev {
     Check,
 }
 
+impl Ev {
+    /// Kind and place, for the hash.
+    fn kind(&self) -> u64 {
+        let (kind, place) = match self {
+            Self::Tick { node, which, .. } => (1 + *which, *node),
+            Self::Disk { node, .. } => (3, *node),
+            Self::In { node, .. } => (4, *node),
+            Self::Frame { link, to, .. } => (5, link * 2 + to),
+            Self::Peer { link, end, .. } => (6, link * 2 + end),
+            Self::Connect { link } => (7, *link),
+            Self::LaneTimeout { link, .. } => (8, *link),
+            Self::Message { to, from, .. } => (9, to * NODES + from),
+            Self::Mesh => (10, 0),
+            Self::Persisted { node, .. } => (11, *node),
+            Self::Host { node, .. } => (12, *node),
+            Self::Fencer { node, .. } => (13, *node),
+            Self::DaemonGone { node, .. } => (14, *node),
+            Self::App { node, .. } => (15, *node),
+            Self::Stall { node } => (16, *node),
+            Self::Fault(fault) => (17, *fault as usize),
+            Self::Undo(_) => (18, 0),
+            Self::Start { node } => (19, *node),
+            Self::Create => (20, 0),
+            Self::Compare => (21, 0),
+            Self::Heal => (22, 0),
+            Self::Check => (23, 0),
+        };
+        (kind << 8 | place) as u64
+    }
+}
+
 /// Why a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -119,6 +151,7 @@ pub struct World {
     /// What this run is like.
     pub scenario: Scenario,
     pub(crate) planted: Option<Rule>,
+    pub(crate) mutation: Option<Mutation>,
     /// The machines.
     pub nodes: Vec<SimNode>,
     pub(crate) links: Vec<Link>,
@@ -149,6 +182,8 @@ pub struct World {
     pub(crate) quiet: bool,
     pub(crate) outcome: Option<Outcome>,
     instant: (u64, u32),
+    /// For the actions of one event, kept for the next.
+    pub(crate) actions: Vec<holdfast_replicator::Action>,
 }
 
 /// Streams of randomness that no single machine owns.
@@ -162,7 +197,7 @@ pub(crate) struct Streams {
 
 impl World {
     /// The world of a scenario, all daemons about to start.
-    pub fn new(scenario: Scenario, planted: Option<Rule>, verbose: bool) -> Self {
+    pub fn new(scenario: Scenario, planted: Option<Rule>, trace: Trace) -> Self {
         let seed = scenario.seed;
         let g = scenario.geometry;
         let bytes = Layout::bytes_needed_with_page(g, holdfast_meta::PEERS_MAX, PAGE_BYTES);
@@ -192,7 +227,7 @@ impl World {
                 host: Rng::stream(seed, "host"),
             },
             checks: Checks::new(&scenario),
-            trace: Trace::new(verbose),
+            trace,
             layout,
             created: false,
             choice: crate::truth::Choice::default(),
@@ -203,7 +238,9 @@ impl World {
             quiet: false,
             outcome: None,
             instant: (0, 0),
+            actions: Vec::new(),
             planted,
+            mutation: None,
             scenario,
         };
         for n in 0..world.scenario.nodes() {
@@ -353,8 +390,10 @@ impl World {
                 break;
             }
             self.now = at;
-            self.trace.events += 1;
+            self.trace.event(at, || format!("{event:?}"));
+            self.trace.mix(event.kind());
             self.dispatch(event);
+            self.trace.event_ends();
         }
         self.outcome.clone().unwrap_or(Outcome::Well)
     }
@@ -376,7 +415,6 @@ impl World {
     }
 
     fn dispatch(&mut self, event: Ev) {
-        self.trace.mix(self.now);
         match event {
             Ev::Tick { node, life, which } => self.tick(node, life, which),
             Ev::Disk { node, key } => self.disk_ends(node, key),

@@ -2,6 +2,7 @@
 
 use holdfast_sim::Outcome;
 use holdfast_sim::cli::{SimOptions, run, run_seed};
+use holdfast_sim::mutation::Mutation;
 
 #[test]
 fn a_hundred_seeds_hold_and_are_deterministic() {
@@ -60,4 +61,25 @@ fn the_swarm_reaches_what_matters() {
         }
     }
     panic!("400 seeds never reached {missing:?}");
+}
+
+#[test]
+fn the_guard_of_determinism_names_the_first_event_that_differs() {
+    let report = run_seed(
+        3,
+        &SimOptions {
+            twice: true,
+            mutation: Some(Mutation::Wobble),
+            ..SimOptions::default()
+        },
+    );
+    let Outcome::Failed(why) = report.outcome else {
+        panic!("a run that depends on more than its seed went unnoticed");
+    };
+    assert!(why.contains("determinism"), "{why}");
+    assert!(
+        report.tail.iter().any(|l| l.starts_with("event ")),
+        "{:?}",
+        report.tail
+    );
 }

@@ -9,13 +9,12 @@ pub(super) fn run(args: &SimArgs, json: bool) -> Result<(), Failure> {
         seeds: args.seeds,
         seed_start: args.from,
         one: args.seed,
-        swarm: !args.no_swarm,
+        swarm: args.swarm || !args.no_swarm,
         twice: args.twice,
         keep_going: args.keep_going,
         verbose: args.verbose,
         json,
-        planted: None,
-        shaped: None,
+        ..SimOptions::default()
     };
     if holdfast_sim::cli::run(options) {
         return Ok(());

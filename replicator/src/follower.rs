@@ -157,7 +157,9 @@ impl Follower {
                         }
                     }
                 }
-                What::Resync { .. } if recv.lock.is_some() => ctx.release(recv.range),
+                What::Resync { .. } if recv.lock.is_some() && !ctx.off(Rule::ResyncLogged) => {
+                    ctx.release(recv.range);
+                }
                 What::Resync { .. } | What::Hash { .. } => {}
             }
             if let Some(lock) = recv.lock {
@@ -167,10 +169,12 @@ impl Follower {
         }
     }
 
-    /// Open writes become dirty bits for every other data node; their extents may be evicted from now on.
-    fn open_to_bits(&mut self, ctx: &mut Ctx) {
+    /// Open writes become dirty bits for every other data node (or, for a test, for some only); their extents may be
+    /// evicted from now on.
+    fn open_to_bits(&mut self, ctx: &mut Ctx, only: Option<NodeSet>) {
+        let whom = ctx.others().and(only.unwrap_or(ctx.others()));
         for open in std::mem::take(&mut self.open).into_values() {
-            ctx.bits.suspect(ctx.others(), open.range);
+            ctx.bits.suspect(whom, open.range);
         }
         ctx.log.forget_users();
     }
@@ -223,6 +227,11 @@ impl Follower {
             });
             return;
         }
+        if ctx.off(Rule::PromiseFirst) {
+            ctx.promise(epoch);
+            ctx.control(ToControl::Promised { epoch });
+            return;
+        }
         if let Some((peer, _)) = self.session {
             // It shall know that it is not answered any more, and attach anew should the promise be taken back.
             ctx.send(
@@ -241,7 +250,7 @@ impl Follower {
 
     /// No local write is in flight: what waited for that goes on.
     pub(crate) fn drained(&mut self, ctx: &mut Ctx) {
-        if ctx.writes_in_flight > 0 {
+        if ctx.writes_in_flight > 0 && !ctx.off(Rule::EndOldWrites) {
             return;
         }
         if self.promising.is_some_and(|(_, storing)| !storing) {
@@ -262,7 +271,7 @@ impl Follower {
         let epoch = stamp.epoch;
         // A member whose primary lives goes on with what is open: the primary sends again what it has no answer to (rule 27).
         if !(member && epoch == self.open_epoch) {
-            self.open_to_bits(ctx);
+            self.open_to_bits(ctx, None);
         }
         let disk = match (member, ctx.superblock.disk) {
             (false, _) => DiskState::Syncing,
@@ -383,7 +392,9 @@ impl Follower {
                 token,
                 bitmaps,
             } if ours(stamp) => {
-                self.take_bitmaps(ctx, &bitmaps);
+                if !ctx.off(Rule::CopyBits) {
+                    self.take_bitmaps(ctx, &bitmaps);
+                }
                 self.barrier(ctx, stamp, token, true);
             }
             Frame::Grown { stamp, node } if ours(stamp) && ctx.others().has(node) => {
@@ -450,7 +461,7 @@ impl Follower {
             What::Write { seq, .. } => {
                 (!self.open.get(&seq).is_some_and(|o| o.logged)).then_some(range)
             }
-            What::Resync { .. } => Some(range),
+            What::Resync { .. } => (!ctx.off(Rule::ResyncLogged)).then_some(range),
         };
         self.recv.insert(
             id,
@@ -479,6 +490,10 @@ impl Follower {
             && let Some(open) = self.open.get_mut(&seq)
         {
             open.logged = true;
+        }
+        if ctx.off(Rule::ReplicaOrder) {
+            self.locked(ctx, id);
+            return;
         }
         let (lock, granted) = self.locks.acquire(id, recv.range, recv.mode);
         recv.lock = Some(lock);
@@ -539,6 +554,7 @@ impl Follower {
             What::Write { seq, .. } => {
                 if let Some(open) = self.open.get_mut(&seq) {
                     open.applied = true;
+                    open.closed |= ctx.off(Rule::KeepOpen);
                     self.retire(ctx, seq);
                 }
                 Frame::Ack {
@@ -548,7 +564,9 @@ impl Follower {
             }
             What::Resync { token, .. } => {
                 // The extents stay in the log until they are evicted, which flushes (rule 14).
-                ctx.release(recv.range);
+                if !ctx.off(Rule::ResyncLogged) {
+                    ctx.release(recv.range);
+                }
                 Frame::Resynced {
                     stamp: recv.stamp,
                     token,
@@ -596,7 +614,9 @@ impl Follower {
             let open = self.open.get_mut(&seq).expect("listed");
             open.closed = true;
             // Before the extents can go: whoever does not hold it gets bits.
-            ctx.bits.mark(ctx.others().minus(set), open.range);
+            if !ctx.off(Rule::CloseSet) {
+                ctx.bits.mark(ctx.others().minus(set), open.range);
+            }
             if set.has(ctx.me()) {
                 // These blocks are equal on all of the set; a later write of them is open by itself.
                 for node in ctx.others().and(set).iter() {
@@ -620,11 +640,11 @@ impl Follower {
     /// The primary's bits for the absent take the place of this replica's own; members lack nothing (rules 15, 34).
     fn take_bitmaps(&mut self, ctx: &mut Ctx, bitmaps: &[(NodeId, Vec<BlockRange>)]) {
         for node in ctx.others().iter() {
-            let ranges = bitmaps
-                .iter()
-                .find(|(n, _)| *n == node)
-                .map_or(&[][..], |(_, r)| r);
-            ctx.bits.replace(node, ranges);
+            let copied = bitmaps.iter().find(|(n, _)| *n == node);
+            if copied.is_none() && ctx.off(Rule::MembersBits) {
+                continue;
+            }
+            ctx.bits.replace(node, copied.map_or(&[][..], |(_, r)| r));
         }
     }
 
@@ -672,6 +692,11 @@ impl Follower {
             self.cut = Some((barrier.id, barrier.stamp, barrier.token));
             if ctx.unclean {
                 ctx.trust(DiskState::Syncing, After::Nothing);
+            }
+            if ctx.off(Rule::CopyDurable) {
+                ctx.save_bits(Unsaved::Clear, After::Nothing);
+                self.cut_saved(ctx, barrier.id);
+                return;
             }
             ctx.save_bits(Unsaved::Clear, After::Cut(barrier.id));
         } else {
@@ -729,14 +754,16 @@ impl Follower {
     }
 
     /// This node leads now: what is open is in doubt (rule 3).
-    pub(crate) fn end(&mut self, ctx: &mut Ctx) {
-        assert!(self.is_quiet());
-        self.open_to_bits(ctx);
+    pub(crate) fn end(&mut self, ctx: &mut Ctx, members: NodeSet) {
+        assert!(ctx.off(Rule::EndOldWrites) || self.is_quiet());
+        let outside = ctx.off(Rule::PromotionBits).then_some(members);
+        self.open_to_bits(ctx, outside);
     }
 
     /// The stop goes on when no write is in flight: all that is open becomes bits (rule 24).
     pub(crate) fn settle(&mut self, ctx: &mut Ctx) {
         assert_eq!(ctx.writes_in_flight, 0);
-        self.open_to_bits(ctx);
+        let none = ctx.off(Rule::CleanStop).then_some(NodeSet::EMPTY);
+        self.open_to_bits(ctx, none);
     }
 }

@@ -15,6 +15,7 @@ use crate::bits::Bits;
 use crate::ctx::{After, Ctx, LogUser, Wake};
 use crate::follower::Follower;
 use crate::primary::Primary;
+use crate::rules::Rule;
 use crate::{
     Action, Config, Event, FromControl, Note, Now, PeerStatus, Request, RequestError, Status,
     ToControl, View,
@@ -109,12 +110,15 @@ impl Replica {
         }
         let crashed = !log.active.is_empty();
         for &extent in &log.active {
-            bits.suspect(others, layout.geometry.extent_range(extent));
+            if cfg.off != Some(Rule::CrashBits) {
+                bits.suspect(others, layout.geometry.extent_range(extent));
+            }
         }
         let activity = ActivityLog::new(layout.geometry, superblock.log_slots, log.number);
         let mut ctx = Ctx::new(
             cfg, now, boot_id, superblock, layout, bits, activity, unclean,
         );
+        ctx.log.set_passing(ctx.off(Rule::SlotsInOrder));
         // First of all the run: whoever hears of this life must be able to tell it from the last.
         ctx.store(After::Start);
         let state = State::Starting {
@@ -408,19 +412,21 @@ impl Replica {
     }
 
     fn lead(&mut self, view: View) {
-        let State::Follower(f) = &self.state else {
+        let State::Follower(f) = &mut self.state else {
             return;
         };
+        if self.ctx.off(Rule::PromiseFirst) {
+            f.quiesce(&mut self.ctx);
+        }
         let fits = self.ctx.superblock.promised == view.epoch
             && view.primary == Some(self.ctx.cfg.me)
-            && f.is_quiet()
-            && self.ctx.writes_in_flight == 0;
+            && (self.ctx.off(Rule::EndOldWrites) || f.is_quiet() && self.ctx.writes_in_flight == 0);
         if !fits || self.ctx.disk_failed {
             return; // a newer promise or session came between: the control plane hears of it
         }
         self.view = Some(view);
         if let State::Follower(f) = &mut self.state {
-            f.end(&mut self.ctx);
+            f.end(&mut self.ctx, view.in_sync);
         }
         self.ctx.life.0 += 1;
         self.state = State::Primary(Box::new(Primary::lead(&mut self.ctx, view)));
@@ -447,7 +453,12 @@ impl Replica {
             State::Stopped => {}
             State::Primary(p) => match wake {
                 Wake::View(view) => p.control(&mut self.ctx, FromControl::View(view)),
-                Wake::DiskFailed if p.in_sync().len() == 1 => p.fail_all(&mut self.ctx),
+                Wake::DiskFailed if p.in_sync().len() == 1 => {
+                    if self.ctx.off(Rule::LastMember) {
+                        p.remove_itself(&mut self.ctx);
+                    }
+                    p.fail_all(&mut self.ctx);
+                }
                 wake => p.wake(&mut self.ctx, wake),
             },
             State::Follower(f) => match wake {

@@ -26,6 +26,8 @@ mod node;
 pub mod planted;
 mod rng;
 mod scenario;
+#[cfg(test)]
+mod schedules;
 mod trace;
 mod truth;
 mod world;

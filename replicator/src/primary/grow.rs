@@ -11,6 +11,7 @@ use super::sessions::Stable;
 use super::{Phase, Primary};
 use crate::config::{CUT_LAG_MAX, Timing};
 use crate::ctx::Ctx;
+use crate::rules::Rule;
 use crate::{Note, Now, SetChange};
 use holdfast_types::{BlockRange, Incarnation, NodeId, NodeSet, Run};
 use holdfast_wire::Frame;
@@ -65,6 +66,7 @@ impl Primary {
         let (stamp, life) = (session.stamp, session.life);
         match session.stable {
             Stable::Yes => {}
+            Stable::No if ctx.off(Rule::GrowFlush) => {}
             Stable::Asked { .. } => return,
             Stable::No => {
                 let token = self.token();
@@ -209,7 +211,7 @@ impl Primary {
             *set = set.with(peer);
         }
         assert!(
-            ctx.bits.dirty(peer).is_empty(),
+            ctx.bits.dirty(peer).is_empty() || ctx.cfg.off.is_some(),
             "nothing is dirty for a counted peer whose bits were empty at the proposal"
         );
         match self.sessions.get(&peer) {

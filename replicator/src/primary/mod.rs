@@ -131,8 +131,8 @@ impl Primary {
     pub(crate) fn lead(ctx: &mut Ctx, view: View) -> Self {
         assert_eq!(view.epoch, ctx.superblock.promised);
         assert_eq!(view.primary, Some(ctx.me()));
-        assert_eq!(
-            ctx.writes_in_flight, 0,
+        assert!(
+            ctx.writes_in_flight == 0 || ctx.off(Rule::EndOldWrites),
             "older writes have ended before the promise (rule 18)"
         );
         let mut primary = Self {
@@ -245,9 +245,14 @@ impl Primary {
 
     /// Opens when every member has reported and the bits are on disk.
     fn try_open(&mut self, ctx: &mut Ctx) {
+        let mut awaited = self.in_sync;
+        if ctx.off(Rule::HearAll) {
+            let reachable = ctx.links.iter().filter(|(_, l)| l.up).map(|(&n, _)| n);
+            awaited = awaited.and(reachable.collect());
+        }
         if self.phase != Phase::Collecting
             || self.proposal.is_some()
-            || !self.heard.contains(self.in_sync)
+            || !self.heard.contains(awaited)
         {
             return;
         }
@@ -296,6 +301,10 @@ impl Primary {
             FromControl::Lease { until } => {
                 self.lease = until;
                 self.release_answers(ctx);
+            }
+            FromControl::Drain if ctx.off(Rule::DrainFirst) => {
+                self.drain = Some(Drain::Done);
+                ctx.control(ToControl::Drained { epoch: self.epoch });
             }
             FromControl::Drain => {
                 if self.drain.is_none() {
@@ -366,7 +375,7 @@ impl Primary {
             return;
         }
         assert!(
-            in_sync.has(ctx.me()),
+            in_sync.has(ctx.me()) || ctx.off(Rule::LastMember),
             "the last holder is never removed (rule 23)"
         );
         self.proposal = Some(Proposal {
@@ -397,6 +406,12 @@ impl Primary {
         if self.in_sync.has(peer) && !ctx.disk_failed {
             self.propose(ctx, self.in_sync.without(peer), peer, why);
         }
+    }
+
+    /// For a test: the last member leaves when its disk has failed.
+    pub(crate) fn remove_itself(&mut self, ctx: &mut Ctx) {
+        let (me, rest) = (ctx.me(), self.in_sync.without(ctx.me()));
+        self.propose(ctx, rest, me, SetChange::DiskFailed);
     }
 
     fn apply_invalidate(&mut self, ctx: &mut Ctx) {
@@ -538,12 +553,14 @@ impl Primary {
     /// This node is primary no longer: unsettled writes become dirty bits for all, requests fail.
     pub(crate) fn end(&mut self, ctx: &mut Ctx) {
         for write in std::mem::take(&mut self.writes).into_values() {
-            ctx.bits.suspect(ctx.others(), write.range);
+            if !ctx.off(Rule::ReportAlways) {
+                ctx.bits.suspect(ctx.others(), write.range);
+            }
         }
         // Settled but perhaps not heard of as closed by everyone: they are equal on all members, nothing to mark.
         ctx.log.forget_users();
         ctx.log.set_limit(u32::MAX);
-        ctx.log.set_passing(false);
+        ctx.log.set_passing(ctx.off(Rule::SlotsInOrder));
         let open: Vec<ReqId> = std::mem::take(&mut self.requests).into_keys().collect();
         let queued = std::mem::take(&mut self.backlog)
             .into_iter()

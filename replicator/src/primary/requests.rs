@@ -144,6 +144,9 @@ impl Primary {
 
     /// Blocks a single write may touch so that it always fits the smallest log (rule 29).
     fn write_blocks_max(&self, ctx: &Ctx) -> u64 {
+        if ctx.off(Rule::SplitLarge) {
+            return ctx.layout.geometry.blocks;
+        }
         ActivityLog::<LogUser>::write_blocks_max(self.slots_min(ctx), ctx.layout.geometry)
     }
 
@@ -312,7 +315,7 @@ impl Primary {
         result: Result<Bytes, RequestError>,
     ) {
         self.requests.remove(&req);
-        if ctx.now < self.lease {
+        if self.may_answer(ctx) {
             ctx.out.push(Action::Complete { req, result });
         } else {
             self.answers_held.push_back((req, result));
@@ -321,8 +324,12 @@ impl Primary {
         self.pump_drain(ctx);
     }
 
+    fn may_answer(&self, ctx: &Ctx) -> bool {
+        ctx.now < self.lease || ctx.off(Rule::LeaseCheck)
+    }
+
     pub(super) fn release_answers(&mut self, ctx: &mut Ctx) {
-        if ctx.now < self.lease {
+        if self.may_answer(ctx) {
             for (req, result) in std::mem::take(&mut self.answers_held) {
                 ctx.out.push(Action::Complete { req, result });
             }

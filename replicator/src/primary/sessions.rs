@@ -61,7 +61,7 @@ impl Primary {
         }
         let member = self.in_sync.has(peer);
         if member {
-            if let Some(why) = self.unfit(peer, &hello) {
+            if let Some(why) = self.unfit(ctx, peer, &hello) {
                 self.propose_removal(ctx, peer, why);
                 return;
             }
@@ -111,12 +111,15 @@ impl Primary {
     }
 
     /// Why a member cannot go on as one, if it cannot.
-    fn unfit(&self, peer: NodeId, hello: &holdfast_wire::Hello) -> Option<SetChange> {
+    fn unfit(&self, ctx: &Ctx, peer: NodeId, hello: &holdfast_wire::Hello) -> Option<SetChange> {
         match hello.disk {
             DiskState::Diskless | DiskState::Failed => return Some(SetChange::DiskFailed),
             // A member says UpToDate, or Syncing if it has not heard yet that it is one. Outdated: a new or removed disk.
             DiskState::Outdated => return Some(SetChange::Restarted),
             DiskState::Syncing | DiskState::UpToDate => {}
+        }
+        if ctx.off(Rule::RunsCount) {
+            return None;
         }
         match self.member_runs.get(&peer) {
             Some(&life) if life != (hello.incarnation, hello.run) => Some(SetChange::Restarted),
@@ -212,7 +215,12 @@ impl Primary {
             }
             // In doubt on one member: different perhaps from any other data node (rules 3, 16).
             for &range in report {
-                ctx.bits.suspect(ctx.others(), range);
+                let whom = if ctx.off(Rule::PromotionBits) {
+                    self.members(ctx)
+                } else {
+                    ctx.others()
+                };
+                ctx.bits.suspect(whom, range);
             }
             self.heard = self.heard.with(peer);
             self.member_runs.insert(peer, life);
@@ -268,7 +276,10 @@ impl Primary {
     pub(super) fn delay_rejoin(&mut self, ctx: &Ctx, peer: NodeId) {
         let times = self.rejoin.get(&peer).map_or(0, |(n, _)| *n);
         let timing = ctx.cfg.timing;
-        let delay = (timing.rejoin_ms << times.min(16)).min(timing.rejoin_max_ms);
+        let mut delay = (timing.rejoin_ms << times.min(16)).min(timing.rejoin_max_ms);
+        if ctx.off(Rule::Damping) {
+            delay = 0;
+        }
         self.rejoin
             .insert(peer, (times + 1, ctx.now.plus_ms(delay)));
     }

@@ -71,6 +71,7 @@ impl Primary {
     pub(super) fn counted(&self, ctx: &Ctx) -> NodeSet {
         self.growing
             .as_ref()
+            .filter(|_| !ctx.off(Rule::CountEarly))
             .map_or(self.members(ctx), |g| self.members(ctx).with(g.peer))
     }
 
@@ -175,6 +176,7 @@ impl Primary {
         let mut need = self.members(ctx);
         if let Some(growing) = &self.growing
             && (growing.is_proposed() || write.sent.has(growing.peer))
+            && !ctx.off(Rule::CountEarly)
         {
             need = need.with(growing.peer);
         }
@@ -267,6 +269,9 @@ impl Primary {
 
     /// A member of the same run is back: closes are repeated, unanswered frames go again in order before new ones (rule 27).
     pub(super) fn resend(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        if ctx.off(Rule::Resend) {
+            return;
+        }
         let Some(session) = self.sessions.get_mut(&peer) else {
             return;
         };

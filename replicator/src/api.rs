@@ -259,6 +259,11 @@ pub enum FromControl {
         /// Whose copy.
         peer: NodeId,
     },
+    /// Let that member go: its replica is to be removed. It leaves the in-sync set, and is not taken in again soon.
+    Dismiss {
+        /// Whose replica.
+        peer: NodeId,
+    },
     /// Compare all blocks with that peer by hash. Answered by [`Note::Verified`].
     Verify {
         /// With whom.
@@ -339,6 +344,8 @@ pub enum SetChange {
     Restarted,
     /// The operator does not trust it.
     Invalidated,
+    /// The operator removes it.
+    Dismissed,
     /// Resync is complete.
     Synced,
 }

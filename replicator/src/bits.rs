@@ -48,6 +48,26 @@ impl Bits {
         Self { peers }
     }
 
+    /// A new replica, of which nothing is known. Every page is to be saved: the disk may hold bits about an earlier
+    /// replica of that node.
+    pub(crate) fn add(&mut self, node: NodeId, layout: &Layout) {
+        let mut all = Bitmap::new(layout);
+        all.set_all();
+        let suspect = all.clone();
+        self.peers.insert(
+            node,
+            PeerBits {
+                dirty: all,
+                suspect,
+            },
+        );
+    }
+
+    /// A replica that is not any more.
+    pub(crate) fn forget(&mut self, node: NodeId) {
+        self.peers.remove(&node);
+    }
+
     fn of(&mut self, node: NodeId) -> &mut PeerBits {
         self.peers
             .get_mut(&node)
@@ -138,7 +158,9 @@ impl Bits {
 
     /// A page is on disk, or not.
     pub(crate) fn end_save(&mut self, node: NodeId, page: u32, ok: bool) {
-        let bits = self.of(node);
+        let Some(bits) = self.peers.get_mut(&node) else {
+            return; // forgotten meanwhile
+        };
         if ok {
             bits.dirty.saved(page)
         } else {

@@ -15,6 +15,8 @@ pub const JOBS_MAX: usize = 8;
 pub const LAG_MAX: usize = 512;
 /// Writes a syncing replica may have unanswered when it begins to count.
 pub const CUT_LAG_MAX: usize = 64;
+/// How long a member that the operator dismissed is not taken in again, should its removal not be recorded, in milliseconds.
+pub const DISMISSED_MS: u64 = 5_000;
 /// Settled writes after which a close is sent at once rather than by timer.
 pub const CLOSE_EVERY: u32 = 32;
 

@@ -92,6 +92,8 @@ pub(crate) enum After {
     Open(Life),
     /// The cut of this number (the secondary's own) may be answered.
     Cut(u64),
+    /// The bits of replicas that came are saved: their slots may be.
+    Placed,
 }
 
 /// Something that ended and concerns a role.
@@ -138,6 +140,17 @@ struct Save {
     left: u32,
 }
 
+impl Link {
+    fn new(now: Now) -> Self {
+        Self {
+            up: false,
+            hello: None,
+            heard: now,
+            sent: now,
+        }
+    }
+}
+
 pub(crate) struct Ctx {
     pub(crate) cfg: Config,
     pub(crate) now: Now,
@@ -153,6 +166,8 @@ pub(crate) struct Ctx {
     pub(crate) log: ActivityLog<LogUser>,
     pub(crate) life: Life,
     pub(crate) links: BTreeMap<NodeId, Link>,
+    /// Nodes that are connected and hold no replica by what this node knows.
+    pub(crate) strangers: NodeSet,
     pub(crate) disk_failed: bool,
     pub(crate) writes_in_flight: u32,
     ios: BTreeMap<IoId, Purpose>,
@@ -193,17 +208,7 @@ impl Ctx {
             .data_nodes
             .without(cfg.me)
             .iter()
-            .map(|n| {
-                (
-                    n,
-                    Link {
-                        up: false,
-                        hello: None,
-                        heard: now,
-                        sent: now,
-                    },
-                )
-            })
+            .map(|n| (n, Link::new(now)))
             .collect();
         Self {
             cfg,
@@ -218,6 +223,7 @@ impl Ctx {
             log,
             life: Life(0),
             links,
+            strangers: NodeSet::EMPTY,
             disk_failed: false,
             writes_in_flight: 0,
             ios: BTreeMap::new(),
@@ -241,6 +247,37 @@ impl Ctx {
     /// Every data node but this one.
     pub(crate) fn others(&self) -> NodeSet {
         self.cfg.data_nodes.without(self.cfg.me)
+    }
+
+    /// Goes by another set of data nodes. Whoever came lacks everything until it is compared; whoever went is
+    /// forgotten, and its slot is free. The bits are saved first: a slot without them would speak of an earlier
+    /// replica of that node, and a bitmap without slot counts as all dirty.
+    ///
+    /// The role has let go of whoever went.
+    pub(crate) fn place(&mut self, data_nodes: NodeSet) {
+        let (old, new) = (self.others(), data_nodes.without(self.cfg.me));
+        if old == new {
+            return;
+        }
+        for node in old.minus(new).iter() {
+            self.disconnect(node);
+            self.links.remove(&node);
+            self.bits.forget(node);
+            self.superblock.free_slot(node);
+        }
+        self.cfg.data_nodes = new.with(self.cfg.me);
+        for node in new.minus(old).iter() {
+            self.superblock
+                .give_slot(node)
+                .expect("there are as many slots as other nodes");
+            self.bits.add(node, &self.layout);
+            self.links.insert(node, Link::new(self.now));
+            if self.strangers.has(node) {
+                // It greeted when this node did not know it yet: anew, from the start.
+                self.out.push(Action::Disconnect { peer: node });
+            }
+        }
+        self.save_bits(Unsaved::Set, After::Placed);
     }
 
     /// Is this rule switched off (by a test)?
@@ -510,7 +547,10 @@ impl Ctx {
                 .bits
                 .begin_save(save.least, self.superblock.incarnation)
             {
-                let slot = self.superblock.slot_of(node).expect("given at start");
+                let slot = self
+                    .superblock
+                    .slot_of(node)
+                    .expect("every data node has one");
                 let offset = self.layout.bitmap_page_offset(slot, page);
                 self.disk(
                     Purpose::Page {

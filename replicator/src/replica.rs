@@ -235,6 +235,7 @@ impl Replica {
     fn peer_up(&mut self, peer: NodeId) {
         let now = self.ctx.now;
         let Some(link) = self.ctx.links.get_mut(&peer) else {
+            self.ctx.strangers = self.ctx.strangers.with(peer);
             return;
         };
         link.up = true;
@@ -295,6 +296,7 @@ impl Replica {
     }
 
     fn peer_down(&mut self, peer: NodeId) {
+        self.ctx.strangers = self.ctx.strangers.without(peer);
         let Some(link) = self.ctx.links.get_mut(&peer) else {
             return;
         };
@@ -405,10 +407,28 @@ impl Replica {
             {
                 self.ctx.wakes.push_back(Wake::View(view)); // the primary may end by itself in the meantime
             }
-            State::Primary(_) => self.step_down(),
-            State::Follower(f) => f.view(&mut self.ctx, &view),
+            State::Primary(_) => {
+                self.step_down();
+                self.place(view);
+            }
+            State::Follower(_) => {
+                self.place(view);
+                if let State::Follower(f) = &mut self.state {
+                    f.view(&mut self.ctx, &view);
+                }
+            }
             State::Starting { .. } | State::Stopping { .. } | State::Stopped => {}
         }
+    }
+
+    /// Goes by the committed data nodes. (A primary does that itself, amid the other changes of a record.)
+    fn place(&mut self, view: View) {
+        if let State::Follower(f) = &mut self.state {
+            for node in self.ctx.others().minus(view.data_nodes).iter() {
+                f.peer_down(&mut self.ctx, node);
+            }
+        }
+        self.ctx.place(view.data_nodes);
     }
 
     fn lead(&mut self, view: View) {
@@ -425,6 +445,7 @@ impl Replica {
             return; // a newer promise or session came between: the control plane hears of it
         }
         self.view = Some(view);
+        self.place(view);
         if let State::Follower(f) = &mut self.state {
             f.end(&mut self.ctx, view.in_sync);
         }
@@ -445,6 +466,10 @@ impl Replica {
     fn wake(&mut self, wake: Wake) {
         if let Wake::Saved(After::Trace) = wake {
             self.ctx.trace_saved();
+            return;
+        }
+        if let Wake::Saved(After::Placed) = wake {
+            self.ctx.store(After::Nothing);
             return;
         }
         match &mut self.state {
@@ -524,6 +549,9 @@ impl Replica {
 
     fn started(&mut self) {
         self.state = State::Follower(Box::new(Follower::new()));
+        if let Some(view) = self.view {
+            self.place(view);
+        }
         let s = &self.ctx.superblock;
         let message = ToControl::Started {
             volume: s.volume,

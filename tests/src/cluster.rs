@@ -31,6 +31,8 @@ pub(crate) struct Shape {
     pub(crate) size_mib: u64,
     /// More lines for the volume.
     pub(crate) volume: &'static str,
+    /// The third voter is no mere witness: it may be given a replica.
+    pub(crate) third_holds: bool,
 }
 
 impl Default for Shape {
@@ -39,6 +41,7 @@ impl Default for Shape {
             cluster: "e2e",
             size_mib: 64,
             volume: "",
+            third_holds: false,
         }
     }
 }
@@ -94,7 +97,7 @@ impl Cluster {
                 i + 1,
                 i + 11,
                 self.state_dir(name).display(),
-                if name == WITNESS {
+                if name == WITNESS && !self.shape.third_holds {
                     "witness = true\n"
                 } else {
                     ""

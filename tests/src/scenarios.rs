@@ -4,6 +4,7 @@ mod clients;
 mod demo;
 mod demo_ends;
 mod failover;
+mod members;
 mod records;
 mod refusals;
 mod resync;
@@ -31,6 +32,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         refusals::ALL,
         clients::ALL,
         resync::ALL,
+        members::ALL,
         failover::ALL,
         served::ALL,
         demo::ALL,

@@ -69,6 +69,18 @@ All nodes must be up. A backing that holds anything else is refused, and nothing
     /// Distrust a copy: compare and resync all of it
     #[command(after_help = "Example:\n  holdfast resync data:beta")]
     Resync(AddressArgs),
+    /// Add, remove and move replicas while the resource runs
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  holdfast replica add data/records gamma --backing /dev/vg0/records
+  holdfast replica remove data beta
+  holdfast replica move data beta gamma
+
+What is recorded counts from then on, whatever cluster.toml says; `status` tells when the two differ."
+    )]
+    Replica(ReplicaCommand),
     /// Wait until a resource is as wanted
     #[command(after_help = "\
 Example:
@@ -195,6 +207,45 @@ pub(crate) struct AddressArgs {
     pub(crate) daemon: DaemonArgs,
     /// `RESOURCE[:NODE][/VOLUME]`; node and volume may be left out where there is only one other
     pub(crate) address: Address,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReplicaCommand {
+    /// Give a node that has none a replica; it is filled by resync
+    Add {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        /// `RESOURCE[/VOLUME]`
+        volume: Address,
+        /// Which node
+        node: String,
+        /// File or block device, as that node sees it; else what its cluster.toml says
+        #[arg(long, value_name = "PATH")]
+        backing: Option<PathBuf>,
+    },
+    /// Give a node's replica up; its backing is left as it is
+    Remove {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        /// `RESOURCE[/VOLUME]`
+        volume: Address,
+        /// Which node
+        node: String,
+    },
+    /// Add a replica, wait until it is in sync, hand over if need be, remove the old one. May be repeated
+    Move {
+        #[command(flatten)]
+        daemon: DaemonArgs,
+        /// `RESOURCE[/VOLUME]`
+        volume: Address,
+        /// Whose replica goes
+        from: String,
+        /// Who gets one
+        to: String,
+        /// File or block device, as the new node sees it; else what its cluster.toml says
+        #[arg(long, value_name = "PATH")]
+        backing: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

@@ -26,6 +26,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Command::Create(args) => admin::create(args, json),
         Command::Verify(args) => admin::verify(args, json),
         Command::Resync(args) => admin::resync(args, json),
+        Command::Replica(command) => admin::replica(command, json),
         Command::Wait(args) => wait::run(&args, json),
         Command::History(args) => admin::history(&args, json),
         Command::Stop(args) => admin::stop(&args, json),

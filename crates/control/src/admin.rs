@@ -9,7 +9,7 @@ use crate::message::Body;
 use crate::node::Node;
 use crate::resource::Blocked;
 use crate::state::Command;
-use holdfast_types::NodeId;
+use holdfast_types::{Incarnation, NodeId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
@@ -32,6 +32,13 @@ enum Goal {
     Created {
         command: Command,
         ix: usize,
+    },
+    /// A replica is recorded, or (without a disk) not any more.
+    Placed {
+        ix: usize,
+        volume: VolumeIx,
+        node: NodeId,
+        disk: Option<Incarnation>,
     },
     Forwarded {
         id: u64,
@@ -99,6 +106,17 @@ impl Node {
                 self.find(&resource).map(|ix| Some(Goal::Demoted { ix }))
             }
             AdminRequest::Create { resource, volumes } => self.ask_create(&resource, volumes),
+            AdminRequest::ReplicaAdd {
+                resource,
+                volume,
+                node,
+                incarnation,
+            } => self.ask_place(now, asker, &resource, volume, node, Some(incarnation)),
+            AdminRequest::ReplicaRemove {
+                resource,
+                volume,
+                node,
+            } => self.ask_place(now, asker, &resource, volume, node, None),
             AdminRequest::Invalidate {
                 resource,
                 volume,
@@ -194,7 +212,7 @@ impl Node {
         let node = node.unwrap_or(me);
         let ix = self.find(&resource)?;
         let name = self.config.name_of(node);
-        if !self.config.resources[ix].data_nodes.contains(&node) {
+        if !self.data_nodes(ix).contains(&node) {
             return Err(refused(format!(
                 "{name} holds no replica of {resource}: it cannot be its primary"
             )));
@@ -307,6 +325,98 @@ impl Node {
         Ok(Some(Goal::Created { command, ix }))
     }
 
+    fn ask_place(
+        &mut self,
+        now: Now,
+        asker: Asker,
+        resource: &str,
+        volume: VolumeIx,
+        node: NodeId,
+        disk: Option<Incarnation>,
+    ) -> Result<Option<Goal>, AdminReply> {
+        let ix = self.find(resource)?;
+        let name = self.config.name_of(node);
+        if !self.config.nodes.iter().any(|n| n.id == node) {
+            return Err(refused(format!("{node} is no node of this cluster")));
+        }
+        let Some(record) = self.state().resources.get(&ResourceIx(ix as u16)) else {
+            return Err(refused(format!("{resource} is not created yet")));
+        };
+        let Some(of) = record.volumes.get(usize::from(volume.0)) else {
+            return Err(refused(format!(
+                "{resource} has {} volumes",
+                record.volumes.len()
+            )));
+        };
+        match (disk, of.replicas.get(&node)) {
+            (Some(disk), Some(held)) if held.incarnation != disk => {
+                return Err(refused(format!("{name} holds a replica of it already")));
+            }
+            (None, None) => {
+                return Err(refused(format!("{name} holds no replica of it")));
+            }
+            (None, Some(_)) => {
+                if let Some(why) = self.keeps(record.primary, of, node) {
+                    return Err(refused(why));
+                }
+                let primary = record.primary.filter(|_| of.in_sync.has(node));
+                if let Some(primary) = primary.filter(|p| *p != self.me()) {
+                    // Its primary lets a member go.
+                    let request = AdminRequest::ReplicaRemove {
+                        resource: resource.to_owned(),
+                        volume,
+                        node,
+                    };
+                    return self.forward(now, asker, primary, request);
+                }
+            }
+            (Some(_), _) => {}
+        }
+        Ok(Some(Goal::Placed {
+            ix,
+            volume,
+            node,
+            disk,
+        }))
+    }
+
+    /// Why a replica cannot be given up, if it cannot.
+    fn keeps(
+        &self,
+        primary: Option<NodeId>,
+        volume: &crate::state::VolumeRecord,
+        node: NodeId,
+    ) -> Option<String> {
+        let name = self.config.name_of(node);
+        if primary == Some(node) {
+            return Some(format!(
+                "{name} is the primary: promote another node first, then remove its replica"
+            ));
+        }
+        if !volume.in_sync.has(node) {
+            return None;
+        }
+        let others = volume.data_nodes().without(node);
+        if others.is_empty() {
+            return Some(format!("{name} holds the only replica"));
+        }
+        if volume.in_sync == holdfast_types::NodeSet::only(node) {
+            return Some(format!(
+                "{name} alone has the newest data: wait until {} in sync",
+                match others.len() {
+                    1 => format!("{} is", self.names(others)),
+                    _ => format!("one of {} is", self.names(others)),
+                }
+            ));
+        }
+        if primary.is_none() {
+            return Some(format!(
+                "{name} has the newest data, and no primary runs that could go on without it: promote one first"
+            ));
+        }
+        None
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn ask_primary(
         &mut self,
@@ -336,7 +446,7 @@ impl Node {
                 "{name} is the primary of {resource}: its copy is the data; promote another node first"
             )));
         }
-        if !self.config.resources[ix].data_nodes.contains(&node) {
+        if !self.data_nodes(ix).contains(&node) {
             let name = self.config.name_of(node);
             return Err(refused(format!("{name} holds no replica of {resource}")));
         }
@@ -396,6 +506,28 @@ impl Node {
                 let name = &self.config.resources[*ix].name;
                 self.state().resources.get(&ResourceIx(*ix as u16))?;
                 done(format!("{name} is created"))
+            }
+            Goal::Placed {
+                ix,
+                volume,
+                node,
+                disk,
+            } => {
+                let record = self.state().resources.get(&ResourceIx(*ix as u16))?;
+                let of = record.volumes.get(usize::from(volume.0))?;
+                let (name, held) = (self.config.name_of(*node), of.replicas.get(node));
+                let resource = &record.name;
+                match (disk, held) {
+                    (Some(disk), Some(held)) if held.incarnation == *disk => {
+                        done(format!("{name} holds a replica of {resource}"))
+                    }
+                    (Some(_), Some(_)) => Some(refused(format!(
+                        "{name} got another replica of {resource} meanwhile"
+                    ))),
+                    (Some(_), None) => None,
+                    (None, None) => done(format!("{name} holds no replica of {resource} any more")),
+                    (None, Some(_)) => self.keeps(record.primary, of, *node).map(refused),
+                }
             }
             Goal::Demoted { ix } => {
                 let record = self.state().resources.get(&ResourceIx(*ix as u16));
@@ -459,6 +591,42 @@ impl Node {
     fn pursue(&mut self, now: Now, goal: &Goal) {
         match goal {
             Goal::Created { command, .. } => self.propose(now, command.clone()),
+            Goal::Placed {
+                ix,
+                volume,
+                node,
+                disk,
+            } => {
+                let (resource, volume, node, at) = (ResourceIx(*ix as u16), *volume, *node, *ix);
+                let Some(record) = self.state().resources.get(&resource) else {
+                    return;
+                };
+                let generation = record.generation;
+                let of = record.volumes.get(usize::from(volume.0));
+                if disk.is_none() && of.is_some_and(|v| v.in_sync.has(node)) {
+                    if self.resources[at].holding().is_some() {
+                        let msg = FromControl::Dismiss { peer: node };
+                        self.tell_one(at, usize::from(volume.0), msg);
+                    }
+                    return;
+                }
+                let command = match *disk {
+                    Some(incarnation) => Command::ReplicaAdd {
+                        resource,
+                        volume,
+                        generation,
+                        node,
+                        incarnation,
+                    },
+                    None => Command::ReplicaRemove {
+                        resource,
+                        volume,
+                        generation,
+                        node,
+                    },
+                };
+                self.propose(now, command);
+            }
             Goal::Demoted { ix } => self.want(now, *ix, Wanted::Stopped),
             // Once only: who cannot fulfil the wish takes it back.
             Goal::Promoted { seen: true, .. } => {}
@@ -484,7 +652,10 @@ impl Node {
             Goal::Forwarded { to, .. } => {
                 return format!("{} has not answered", self.config.name_of(*to));
             }
-            Goal::Promoted { ix, .. } | Goal::Demoted { ix } | Goal::Created { ix, .. } => *ix,
+            Goal::Promoted { ix, .. }
+            | Goal::Demoted { ix }
+            | Goal::Placed { ix, .. }
+            | Goal::Created { ix, .. } => *ix,
         };
         self.cluster_waits(now)
             .or_else(|| self.resource_waits(now, ix))

@@ -167,6 +167,14 @@ pub enum Action {
         /// On this node's clock.
         until: Option<Now>,
     },
+    /// The local replica was removed from the record and has stopped: close it and do not open it again. What is on
+    /// its disk is nobody's any more.
+    Forget {
+        /// Of which resource.
+        resource: ResourceIx,
+        /// Which of its volumes.
+        volume: VolumeIx,
+    },
     /// Answer an operator.
     Reply {
         /// Which request.
@@ -374,6 +382,26 @@ pub enum AdminRequest {
         resource: String,
         /// Its volumes, in the order of the configuration.
         volumes: Vec<CreateVolume>,
+    },
+    /// Record a replica that was made on a node which had none; it is filled by resync.
+    ReplicaAdd {
+        /// Name of the resource.
+        resource: String,
+        /// Which volume.
+        volume: VolumeIx,
+        /// Which node.
+        node: NodeId,
+        /// Identity of its disk.
+        incarnation: Incarnation,
+    },
+    /// Give a node's replica up; answered when that is committed.
+    ReplicaRemove {
+        /// Name of the resource.
+        resource: String,
+        /// Which volume.
+        volume: VolumeIx,
+        /// Which node.
+        node: NodeId,
     },
     /// Do not trust a node's copy: all of it is compared with the primary's.
     Invalidate {

@@ -108,7 +108,6 @@ impl Node {
             .into_iter()
             .map(|(resource, epoch, generation)| (resource, Fence { epoch, generation }))
             .collect();
-        let me = config.me;
         let mut node = Self {
             rng,
             consensus,
@@ -118,7 +117,7 @@ impl Node {
             resources: config
                 .resources
                 .iter()
-                .map(|r| Resource::new(r, me, now))
+                .map(|r| Resource::new(r, now))
                 .collect(),
             pending: Vec::new(),
             next_forward: 0,

@@ -58,6 +58,9 @@ pub struct VolumeRecord {
     pub in_sync: NodeSet,
     /// All replicas.
     pub replicas: BTreeMap<NodeId, ReplicaRecord>,
+    /// The disks of replicas that were removed: what finds its own here is not wanted any more. A node that is only
+    /// behind finds nothing, and waits.
+    pub departed: BTreeMap<NodeId, Incarnation>,
 }
 
 /// What is known about a replica.
@@ -131,6 +134,20 @@ pub enum Change {
     /// A replica's disk failed.
     DiskFailed {
         /// On which node.
+        node: NodeId,
+    },
+    /// A node got a replica, to be filled by resync.
+    ReplicaAdded {
+        /// Of which volume.
+        volume: VolumeIx,
+        /// Which node.
+        node: NodeId,
+    },
+    /// A node's replica was removed.
+    ReplicaRemoved {
+        /// Of which volume.
+        volume: VolumeIx,
+        /// Which node.
         node: NodeId,
     },
     /// A voter got a new identity: takeovers under way were called off.
@@ -261,6 +278,31 @@ pub enum Command {
         /// Compared: the disk and run that failed.
         life: (Incarnation, Run),
     },
+    /// A node that holds no replica of a volume gets one: blank, with everything to be compared.
+    ReplicaAdd {
+        /// Of which resource.
+        resource: ResourceIx,
+        /// Of which volume.
+        volume: VolumeIx,
+        /// Compared.
+        generation: Gen,
+        /// Which node.
+        node: NodeId,
+        /// Identity of its disk.
+        incarnation: Incarnation,
+    },
+    /// A replica is given up: one that is no member. A member leaves the in-sync set first, by its primary's word:
+    /// only a primary that serves knows that its copy is good without that one.
+    ReplicaRemove {
+        /// Of which resource.
+        resource: ResourceIx,
+        /// Of which volume.
+        volume: VolumeIx,
+        /// Compared.
+        generation: Gen,
+        /// Which node.
+        node: NodeId,
+    },
     /// What the operator wants.
     Want {
         /// Of which resource.
@@ -321,6 +363,14 @@ impl ResourceRecord {
             .map(|v| v.in_sync)
             .reduce(NodeSet::and)
             .unwrap_or_default()
+    }
+
+    /// All nodes with a replica of any of its volumes.
+    pub fn data_nodes(&self) -> NodeSet {
+        self.volumes
+            .iter()
+            .map(VolumeRecord::data_nodes)
+            .fold(NodeSet::EMPTY, NodeSet::union)
     }
 
     /// A replica's record.
@@ -449,6 +499,45 @@ impl ResourceRecord {
         true
     }
 
+    fn replica_add(&mut self, volume: VolumeIx, node: NodeId, incarnation: Incarnation) -> bool {
+        let Some(record) = self.volumes.get_mut(usize::from(volume.0)) else {
+            return false;
+        };
+        if record.replicas.contains_key(&node) {
+            return false;
+        }
+        record.departed.remove(&node);
+        record.replicas.insert(
+            node,
+            ReplicaRecord {
+                incarnation,
+                suspect: true,
+                ..ReplicaRecord::default()
+            },
+        );
+        self.changed(Change::ReplicaAdded { volume, node });
+        true
+    }
+
+    fn replica_remove(&mut self, volume: VolumeIx, node: NodeId) -> bool {
+        let primary = self.primary;
+        let Some(record) = self.volumes.get_mut(usize::from(volume.0)) else {
+            return false;
+        };
+        if primary == Some(node) || record.in_sync.has(node) {
+            return false;
+        }
+        let Some(replica) = record.replicas.remove(&node) else {
+            return false;
+        };
+        record.departed.insert(node, replica.incarnation);
+        if self.wanted == Wanted::On(node) {
+            self.wanted = Wanted::Auto;
+        }
+        self.changed(Change::ReplicaRemoved { volume, node });
+        true
+    }
+
     fn replica_failed(&mut self, volume: VolumeIx, node: NodeId, life: (Incarnation, Run)) -> bool {
         let replica = self
             .volumes
@@ -552,6 +641,27 @@ impl ClusterState {
             } => self
                 .on(*resource, None, |r| r.replica_failed(*volume, *node, *life))
                 .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
+            Command::ReplicaAdd {
+                resource,
+                volume,
+                generation,
+                node,
+                incarnation,
+            } => self
+                .on(*resource, Some(*generation), |r| {
+                    r.replica_add(*volume, *node, *incarnation)
+                })
+                .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
+            Command::ReplicaRemove {
+                resource,
+                volume,
+                generation,
+                node,
+            } => self
+                .on(*resource, Some(*generation), |r| {
+                    r.replica_remove(*volume, *node)
+                })
+                .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
             Command::Want { resource, wanted } => self
                 .on(*resource, None, |r| {
                     std::mem::replace(&mut r.wanted, *wanted) != *wanted
@@ -631,6 +741,7 @@ impl ClusterState {
                             )
                         })
                         .collect(),
+                    departed: BTreeMap::new(),
                 })
                 .collect(),
             history: VecDeque::new(),

@@ -96,7 +96,8 @@ impl Node {
         let config = &self.config.resources[ix];
         let resource = ResourceIx(ix as u16);
         let record = self.state().resources.get(&resource);
-        let nodes = config.data_nodes.iter().map(|&node| ResourceNodeStatus {
+        let nodes = self.data_nodes(ix);
+        let nodes = nodes.into_iter().map(|node| ResourceNodeStatus {
             node,
             phase: if node == self.me() {
                 self.resources[ix].word()
@@ -212,12 +213,7 @@ impl Node {
     }
 
     fn redundancy_waits(&self, now: Now, record: &ResourceRecord) -> Option<String> {
-        let all = record
-            .volumes
-            .iter()
-            .map(|v| v.data_nodes())
-            .fold(NodeSet::EMPTY, NodeSet::union);
-        let missing = all.minus(record.members());
+        let missing = record.data_nodes().minus(record.members());
         if missing.is_empty() {
             return None;
         }
@@ -240,10 +236,7 @@ impl Node {
         if here.is_empty() {
             let holders = self.names(members);
             let is = if members.len() == 1 { "is" } else { "are" };
-            let stale = self.config.resources[ix]
-                .data_set()
-                .minus(members)
-                .and(online);
+            let stale = record.data_nodes().minus(members).and(online);
             let mut text = format!(
                 "the newest data is on {holders}, which {is} not online: it waits for {holders}"
             );

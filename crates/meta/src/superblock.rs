@@ -6,7 +6,9 @@
 use crate::layout::{META_PAGE_BYTES, SECTOR_BYTES};
 use crate::{Layout, MetaError, PEERS_MAX};
 use bytes::Bytes;
-use holdfast_types::{DiskState, Epoch, Geometry, Incarnation, NODES_MAX, NodeId, Run, VolumeId};
+use holdfast_types::{
+    DiskState, Epoch, Geometry, Incarnation, NODES_MAX, NodeId, NodeSet, Run, VolumeId,
+};
 
 /// Format of everything in the region.
 pub const FORMAT_VERSION: u32 = 1;
@@ -209,6 +211,19 @@ impl Superblock {
             .ok_or(MetaError::NoPeerSlot { node })?;
         self.peer_slots[free] = Some(node);
         Ok(free as u8)
+    }
+
+    /// The nodes this replica knows to hold one, itself included.
+    pub fn data_nodes(&self) -> NodeSet {
+        let peers = self.peer_slots.iter().flatten();
+        peers.copied().chain([self.node]).collect()
+    }
+
+    /// Takes a peer's slot back.
+    pub fn free_slot(&mut self, node: NodeId) {
+        for slot in &mut self.peer_slots {
+            slot.take_if(|n| *n == node);
+        }
     }
 
     /// Refuses a store that belongs to another cluster, volume or node.

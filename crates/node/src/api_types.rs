@@ -69,6 +69,44 @@ pub enum Request {
         #[serde(default)]
         peer: Option<String>,
     },
+    /// Give a node that has none a replica of a volume; answered when it is recorded and being filled.
+    ReplicaAdd {
+        /// Which resource.
+        resource: String,
+        /// Which volume; `None`: the only one.
+        #[serde(default)]
+        volume: Option<String>,
+        /// Which node.
+        node: String,
+        /// Where; `None`: where that node's configuration says.
+        #[serde(default)]
+        backing: Option<PathBuf>,
+    },
+    /// Give a node's replica up; answered when that is recorded.
+    ReplicaRemove {
+        /// Which resource.
+        resource: String,
+        /// Which volume; `None`: the only one.
+        #[serde(default)]
+        volume: Option<String>,
+        /// Which node.
+        node: String,
+    },
+    /// Add a replica on one node, wait until it is in sync, hand over if need be, remove the one on another.
+    ReplicaMove {
+        /// Which resource.
+        resource: String,
+        /// Which volume; `None`: the only one.
+        #[serde(default)]
+        volume: Option<String>,
+        /// Whose replica goes.
+        from: String,
+        /// Who gets one.
+        to: String,
+        /// Where; `None`: where that node's configuration says.
+        #[serde(default)]
+        backing: Option<PathBuf>,
+    },
     /// Who was primary when, and why it changed. Answered by [`Answer::History`].
     History,
     /// What happened on the asked node lately, with times. Answered by [`Answer::Timeline`].

@@ -328,7 +328,7 @@ impl From<MetaError> for ReadError {
 }
 
 /// What a new replica is told of itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewReplica {
     /// The new volume.
     pub volume: VolumeId,

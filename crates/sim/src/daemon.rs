@@ -418,6 +418,7 @@ impl World {
                 rep::SetChange::DiskFailed => "member's disk failed",
                 rep::SetChange::Restarted => "member restarted",
                 rep::SetChange::Invalidated => "member invalidated",
+                rep::SetChange::Dismissed => "member dismissed",
                 rep::SetChange::Synced => "member synced",
             }),
             rep::ToControl::Stopped => self.trace.mark("replica stopped in good order"),
@@ -478,6 +479,12 @@ impl World {
                 }
                 control::Action::Host { step, .. } => self.host_step(n, step),
                 control::Action::LeaseDeadline { until, .. } => self.lease_deadline(n, until),
+                control::Action::Forget { .. } => {
+                    self.trace.mark("removed replica forgotten");
+                    if let Some(process) = &mut self.nodes[n].process {
+                        process.replica = None;
+                    }
+                }
                 control::Action::Reply { reply, .. } => self.admin_reply(n, &reply),
                 control::Action::Note(note) => self.control_note(n, &note),
                 control::Action::Stopped => {

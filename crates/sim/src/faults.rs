@@ -123,6 +123,7 @@ impl World {
                 self.agenda.at(at, Ev::Undo(Undo::Fast { node: d }));
             }
             Fault::Wipe => self.wipe(d),
+            Fault::Members => self.change_members(d),
             Fault::StateLoss => self.lose_state(n),
             Fault::Promote => {
                 let request = AdminRequest::Promote {
@@ -410,6 +411,53 @@ impl World {
         if self.expendable(n) && self.rng.fault.coin() {
             let delay = self.downtime();
             self.replace_disk(n, delay);
+        }
+    }
+
+    /// An operator removes a replica, or adds one.
+    fn change_members(&mut self, n: usize) {
+        let Some(view) = self.checks.promotion.committed() else {
+            return;
+        };
+        if !view.data_nodes.has(NodeId(n as u8)) {
+            return self.take_in(n);
+        }
+        let asked = self.rng.fault.below(self.nodes.len() as u64) as usize;
+        let request = AdminRequest::ReplicaRemove {
+            resource: crate::world::RESOURCE.into(),
+            volume: VolumeIx(0),
+            node: NodeId(n as u8),
+        };
+        self.admin(asked, request);
+    }
+
+    /// A machine whose replica was removed gets a blank disk, and the operator has it taken in again. Repeated until it is.
+    fn take_in(&mut self, n: usize) {
+        if !self.nodes[n].adding {
+            self.nodes[n].adding = true;
+            self.trace.mark("replica added again");
+            let delay = self.downtime();
+            self.replace_disk(n, delay);
+        }
+        let request = AdminRequest::ReplicaAdd {
+            resource: crate::world::RESOURCE.into(),
+            volume: VolumeIx(0),
+            node: NodeId(n as u8),
+            incarnation: self.nodes[n].incarnation,
+        };
+        let asked = self.primary_or(n);
+        self.admin(asked, request);
+    }
+
+    /// In the end every machine has a replica.
+    pub(crate) fn take_in_all(&mut self) {
+        let Some(view) = self.checks.promotion.committed() else {
+            return;
+        };
+        for n in 0..usize::from(self.scenario.data_nodes) {
+            if !view.data_nodes.has(NodeId(n as u8)) {
+                self.take_in(n);
+            }
         }
     }
 

@@ -53,6 +53,7 @@ impl World {
     pub(crate) fn check_well(&mut self) {
         let healed_at = self.healed_at.unwrap_or(self.now);
         self.quiet |= self.now >= healed_at + WORK_NS && self.somebody_serves();
+        self.take_in_all();
         match self.pending() {
             None => self.all_is_well(),
             Some(why) if self.now >= healed_at + LIVENESS_NS => {

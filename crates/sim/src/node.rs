@@ -110,6 +110,8 @@ pub struct SimNode {
     pub attached_at: u64,
     /// Its disk is blank or was replaced, and no commit has taken it in since.
     pub strange_disk: bool,
+    /// Its replica was removed, and it got a blank disk to be taken in again with.
+    pub adding: bool,
     /// Its disk returns errors until replaced.
     pub bad_disk: bool,
     /// True times of the timers on the agenda.

@@ -50,11 +50,13 @@ pub enum Fault {
     CleanRestart,
     /// A new primary is struck again right after it opened.
     Aftermath,
+    /// An operator removes a replica, or gives a node that has none one again.
+    Members,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Kill,
         Self::PowerCut,
         Self::PowerAll,
@@ -71,6 +73,7 @@ impl Fault {
         Self::Verify,
         Self::CleanRestart,
         Self::Aftermath,
+        Self::Members,
     ];
 }
 

@@ -37,6 +37,9 @@ impl World {
                 view.generation, view.epoch, view.primary, view.in_sync
             )
         });
+        for node in &mut self.nodes {
+            node.adding &= !view.data_nodes.has(node.id);
+        }
         for m in change.grown.iter() {
             let node = &mut self.nodes[usize::from(m.0)];
             // What it lost since the session in which it was made equal it lost for good, however late the commit.
@@ -156,8 +159,15 @@ impl World {
         if members.is_empty() || self.outcome.is_some() {
             return;
         }
+        let placed = self
+            .checks
+            .promotion
+            .committed()
+            .map_or(NodeSet::EMPTY, |v| v.data_nodes);
         let mut replicas = Vec::new();
-        for node in self.nodes.iter().filter(|n| !n.bad_disk && !n.strange_disk) {
+        let claimed =
+            |n: &&crate::node::SimNode| !n.bad_disk && !n.strange_disk && placed.has(n.id);
+        for node in self.nodes.iter().filter(claimed) {
             let Some(disk) = &node.disk else { continue };
             match dirty::decode(disk.stable()) {
                 Ok(meta) => replicas.push(dirty::Replica {

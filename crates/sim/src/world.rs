@@ -311,6 +311,7 @@ impl World {
             lost_at: 0,
             attached_at: 0,
             strange_disk: false,
+            adding: false,
             bad_disk: false,
             timers: [None; 2],
             inbox_last: [0; 2],

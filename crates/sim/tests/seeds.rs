@@ -45,6 +45,9 @@ fn the_swarm_reaches_what_matters() {
         "struck while opening",
         "voter admitted anew",
         "verify ended",
+        "member dismissed",
+        "removed replica forgotten",
+        "replica added again",
     ];
     let mut missing = wanted.to_vec();
     let options = SimOptions::default();

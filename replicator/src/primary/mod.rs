@@ -18,7 +18,7 @@ mod requests;
 mod sessions;
 mod writes;
 
-use crate::config::Timing;
+use crate::config::{DISMISSED_MS, Timing};
 use crate::ctx::{After, Ctx, JobId, LogUser, PieceId, RoleIo, Wake};
 use crate::locks::RangeLocks;
 use crate::rules::Rule;
@@ -322,6 +322,13 @@ impl Primary {
                     self.apply_invalidate(ctx);
                 }
             }
+            FromControl::Dismiss { peer } => {
+                if self.in_sync.has(peer) && peer != ctx.me() {
+                    let at = ctx.now.plus_ms(DISMISSED_MS);
+                    self.rejoin.entry(peer).or_insert((0, at)).1 = at;
+                    self.propose_removal(ctx, peer, SetChange::Dismissed);
+                }
+            }
             FromControl::Verify { peer } => self.start_verify(ctx, peer),
             FromControl::Lead(_)
             | FromControl::Promise { .. }
@@ -345,10 +352,11 @@ impl Primary {
         let came = view.in_sync.minus(self.in_sync);
         self.in_sync = view.in_sync;
         let decided = self.proposal.take();
+        self.follow_placement(ctx, view.data_nodes);
         for peer in came.iter() {
             self.grown(ctx, peer);
         }
-        for peer in gone.iter() {
+        for peer in gone.and(ctx.others()).iter() {
             self.removed(ctx, peer);
         }
         if let Some(proposal) = decided
@@ -367,6 +375,24 @@ impl Primary {
             self.consider(ctx, peer);
         }
         self.pump_jobs(ctx);
+    }
+
+    /// Lets go of replicas that were removed from the record, and takes note of those that came.
+    fn follow_placement(&mut self, ctx: &mut Ctx, data_nodes: NodeSet) {
+        for peer in ctx.others().minus(data_nodes).iter() {
+            if self.growing.is_some_and(|g| g.peer == peer) {
+                self.growing = None;
+                self.recheck(ctx);
+            }
+            self.peer_down(ctx, peer);
+            self.member_runs.remove(&peer);
+            self.lost_since.remove(&peer);
+            self.rejoin.remove(&peer);
+            self.known.remove(&peer);
+            self.heard = self.heard.without(peer);
+            self.invalidate = self.invalidate.without(peer);
+        }
+        ctx.place(data_nodes);
     }
 
     /// Proposes a change of the in-sync set, unless one is under way.

@@ -274,14 +274,14 @@ impl Primary {
 
     /// It may be taken in again only after a while, longer each time (rule 39).
     pub(super) fn delay_rejoin(&mut self, ctx: &Ctx, peer: NodeId) {
-        let times = self.rejoin.get(&peer).map_or(0, |(n, _)| *n);
+        let (times, before) = self.rejoin.get(&peer).copied().unwrap_or_default();
         let timing = ctx.cfg.timing;
         let mut delay = (timing.rejoin_ms << times.min(16)).min(timing.rejoin_max_ms);
         if ctx.off(Rule::Damping) {
             delay = 0;
         }
         self.rejoin
-            .insert(peer, (times + 1, ctx.now.plus_ms(delay)));
+            .insert(peer, (times + 1, before.max(ctx.now.plus_ms(delay))));
     }
 
     /// Whoever stops counting gets bits for every write that is not settled.

@@ -55,11 +55,22 @@ pub struct NodeSetPairs(Vec<(usize, usize)>);
 impl Cluster {
     /// `members` are in sync from the start; the other replicas are blank.
     pub fn new(nodes: usize, members: &[u8]) -> Self {
+        let all: Vec<u8> = (0..nodes as u8).collect();
+        Self::placed(nodes, &all, members)
+    }
+
+    /// Only `placed` are recorded as data nodes; the others have a blank replica that knows of all.
+    pub fn placed(nodes: usize, placed: &[u8], members: &[u8]) -> Self {
         let all: NodeSet = (0..nodes as u8).map(NodeId).collect();
+        let placed: NodeSet = placed.iter().map(|&m| NodeId(m)).collect();
         let in_sync: NodeSet = members.iter().map(|&m| NodeId(m)).collect();
         let mut cluster = Self {
             sites: (0..nodes)
-                .map(|n| Site::new(n, all, in_sync.has(NodeId(n as u8))))
+                .map(|n| {
+                    let me = NodeId(n as u8);
+                    let known = if placed.has(me) { placed } else { all };
+                    Site::new(n, known, in_sync.has(me))
+                })
                 .collect(),
             now: Now(1_000_000_000),
             view: View {
@@ -67,7 +78,7 @@ impl Cluster {
                 epoch: Epoch(0),
                 primary: None,
                 in_sync,
-                data_nodes: all,
+                data_nodes: placed,
             },
             links: NodeSetPairs::default(),
             frames: VecDeque::new(),
@@ -92,9 +103,10 @@ impl Cluster {
         let recovered = located
             .recover(&site.disk[from as usize..(from + len) as usize])
             .unwrap();
+        let located_nodes = recovered.superblock.data_nodes();
         let cfg = Config {
             me: NodeId(n as u8),
-            data_nodes: self.view.data_nodes,
+            data_nodes: located_nodes,
             volume: VolumeId(7),
             timing: Timing::default(),
             off: None,
@@ -108,6 +120,24 @@ impl Cluster {
             self.connect(n, other);
         }
         self.settle();
+    }
+
+    /// Commits other data nodes (and the in-sync set as it stands in the view).
+    pub fn place(&mut self, nodes: &[u8]) {
+        self.place_without_settling(nodes);
+        self.settle();
+    }
+
+    pub fn place_without_settling(&mut self, nodes: &[u8]) {
+        self.view.data_nodes = nodes.iter().map(|&n| NodeId(n)).collect();
+        self.view.generation = self.view.generation.next();
+        self.publish();
+    }
+
+    /// Another disk, with a blank replica that knows of all.
+    pub fn blank(&mut self, n: usize) {
+        let all: NodeSet = (0..self.sites.len() as u8).map(NodeId).collect();
+        self.sites[n] = Site::new(n, all, false);
     }
 
     /// SIGKILL: memory is gone, the disk and what was submitted to it stay.

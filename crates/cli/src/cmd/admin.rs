@@ -1,7 +1,10 @@
 //! Commands that ask the daemon one thing and show the answer.
 
 use super::progress::Shown;
-use crate::args::{AddressArgs, DaemonArgs, IsolateArgs, PromoteArgs, ResourceArgs, RoleArgs};
+use crate::args::{
+    Address, AddressArgs, DaemonArgs, IsolateArgs, PromoteArgs, ReplicaCommand, ResourceArgs,
+    RoleArgs,
+};
 use crate::client::{Client, unexpected};
 use crate::failure::Failure;
 use crate::render::units;
@@ -52,6 +55,68 @@ pub(super) fn resync(args: AddressArgs, json: bool) -> Result<(), Failure> {
         },
         json,
     )
+}
+
+pub(super) fn replica(command: ReplicaCommand, json: bool) -> Result<(), Failure> {
+    let (daemon, request) = match command {
+        ReplicaCommand::Add {
+            daemon,
+            volume,
+            node,
+            backing,
+        } => {
+            let (resource, volume) = of_volume(volume)?;
+            let request = Request::ReplicaAdd {
+                resource,
+                volume,
+                node,
+                backing,
+            };
+            (daemon, request)
+        }
+        ReplicaCommand::Remove {
+            daemon,
+            volume,
+            node,
+        } => {
+            let (resource, volume) = of_volume(volume)?;
+            let request = Request::ReplicaRemove {
+                resource,
+                volume,
+                node,
+            };
+            (daemon, request)
+        }
+        ReplicaCommand::Move {
+            daemon,
+            volume,
+            from,
+            to,
+            backing,
+        } => {
+            let (resource, volume) = of_volume(volume)?;
+            let request = Request::ReplicaMove {
+                resource,
+                volume,
+                from,
+                to,
+                backing,
+            };
+            (daemon, request)
+        }
+    };
+    simple(&daemon, &request, json)
+}
+
+/// An address that names no node.
+fn of_volume(address: Address) -> Result<(String, Option<String>), Failure> {
+    match address.node {
+        None => Ok((address.resource, address.volume)),
+        Some(node) => Err(Failure::Usage {
+            message: format!("{}:{node} names a copy, not a volume", address.resource),
+            fix: "name the volume as RESOURCE/VOLUME; the node is an argument of its own".into(),
+        }),
+    }
 }
 
 pub(super) fn stop(args: &DaemonArgs, json: bool) -> Result<(), Failure> {

@@ -47,7 +47,7 @@ impl Node {
     /// Its replicas run and their disks work.
     pub(crate) fn fit(&self, ix: usize) -> Result<(), Blocked> {
         let r = &self.resources[ix];
-        if !r.member {
+        if !self.is_data_node(ix) {
             return Err(Blocked::NotADataNode);
         }
         if r.stalled {
@@ -252,7 +252,7 @@ impl Node {
         {
             return 0;
         }
-        let list = self.config.resources[ix].data_nodes.iter().copied();
+        let list = self.data_nodes(ix).into_iter();
         let better = list.take_while(|n| *n != me).filter(|n| {
             record.members().has(*n) && record.primary != Some(*n) && self.connected(now, *n)
         });

@@ -122,7 +122,13 @@ impl Node {
                 }
             },
             ToControl::DiskFailed => self.resources[ix].locals[v].failed = true,
-            ToControl::Stopped => self.resources[ix].locals[v].stopped = true,
+            ToControl::Stopped => {
+                self.resources[ix].locals[v].stopped = true;
+                if self.departed(ix, v) {
+                    self.resources[ix].locals[v] = Local::default();
+                    self.act(Action::Forget { resource, volume });
+                }
+            }
         }
     }
 
@@ -138,6 +144,30 @@ impl Node {
                 self.withdraw(now, ix, stand);
             }
             _ => {}
+        }
+    }
+
+    /// Was the replica that runs here removed from the record? Told by the identity of its disk, so that a node which
+    /// has not heard of its own addition yet does not take itself for removed.
+    fn departed(&self, ix: usize, v: usize) -> bool {
+        let local = &self.resources[ix].locals[v];
+        let record = self.record(ix).and_then(|r| r.volumes.get(v));
+        match (local.started, record) {
+            (Some(started), Some(volume)) => {
+                !volume.replicas.contains_key(&self.me())
+                    && volume.departed.get(&self.me()) == Some(&started.incarnation)
+            }
+            _ => false,
+        }
+    }
+
+    /// A replica that was removed stops; then it is forgotten.
+    pub(super) fn drive_departed(&mut self, ix: usize, record: &ResourceRecord) {
+        for v in 0..record.volumes.len().min(self.resources[ix].locals.len()) {
+            if self.departed(ix, v) && !self.resources[ix].locals[v].stop_sent {
+                self.resources[ix].locals[v].stop_sent = true;
+                self.tell_one(ix, v, FromControl::Stop);
+            }
         }
     }
 

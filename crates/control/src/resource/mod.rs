@@ -132,8 +132,6 @@ struct Poll {
 
 #[derive(Debug)]
 pub(crate) struct Resource {
-    /// This node holds replicas of it.
-    member: bool,
     pub(crate) locals: Vec<Local>,
     pub(crate) phase: Phase,
     pub(crate) stalled: bool,
@@ -169,9 +167,8 @@ pub(crate) enum Blocked {
 }
 
 impl Resource {
-    pub(crate) fn new(config: &ResourceConfig, me: NodeId, now: Now) -> Self {
+    pub(crate) fn new(config: &ResourceConfig, now: Now) -> Self {
         Self {
-            member: config.data_nodes.contains(&me),
             locals: vec![Local::default(); config.volumes.len()],
             phase: Phase::Secondary,
             stalled: false,
@@ -243,7 +240,7 @@ impl Node {
         self.resources
             .iter()
             .enumerate()
-            .filter(|(_, r)| r.member)
+            .filter(|(ix, _)| self.is_data_node(*ix))
             .map(|(ix, r)| {
                 let resource = ResourceIx(ix as u16);
                 let known = state.resources.get(&resource).map_or(Epoch(0), |r| r.epoch);
@@ -261,6 +258,27 @@ impl Node {
                 }
             })
             .collect()
+    }
+
+    /// The nodes with replicas, the preferred primary first: those of the record once there is one, whatever the
+    /// configuration says.
+    pub(crate) fn data_nodes(&self, ix: usize) -> Vec<NodeId> {
+        let configured = &self.config.resources[ix].data_nodes;
+        let Some(record) = self.record(ix) else {
+            return configured.clone();
+        };
+        let recorded = record.data_nodes();
+        configured
+            .iter()
+            .copied()
+            .filter(|n| recorded.has(*n))
+            .chain(recorded.iter().filter(|n| !configured.contains(n)))
+            .collect()
+    }
+
+    /// This node holds replicas of it.
+    pub(crate) fn is_data_node(&self, ix: usize) -> bool {
+        self.data_nodes(ix).contains(&self.me())
     }
 
     fn record(&self, ix: usize) -> Option<&ResourceRecord> {
@@ -295,7 +313,9 @@ impl Node {
         if self.resources[ix].epoch_since.0 != record.epoch {
             self.resources[ix].epoch_since = (record.epoch, now);
         }
-        if !self.resources[ix].member {
+        self.drive_departed(ix, &record);
+        if !self.is_data_node(ix) && self.resources[ix].phase == Phase::Secondary {
+            self.drive_shutdown(ix);
             return;
         }
         self.drive_seen(now, ix, &record);
@@ -462,8 +482,8 @@ impl Node {
     /// Connected members that could take over, the preferred first.
     fn successors(&self, now: Now, ix: usize, record: &ResourceRecord) -> Vec<NodeId> {
         let members = record.members().without(self.me());
-        let preferred = self.config.resources[ix].data_nodes.iter().copied();
-        preferred
+        self.data_nodes(ix)
+            .into_iter()
             .filter(|n| members.has(*n) && self.connected(now, *n))
             .collect()
     }

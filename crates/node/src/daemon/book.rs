@@ -60,6 +60,27 @@ impl Book {
             .cloned()
     }
 
+    /// The resource and volume whose replica is at this place.
+    pub fn user_of(&self, backing: &Path) -> Option<(String, String)> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let (key, _) = entries.iter().find(|(_, e)| e.backing == backing)?;
+        let (resource, volume) = key.split_once('/')?;
+        Some((resource.to_owned(), volume.to_owned()))
+    }
+
+    /// Strikes a replica out, durably.
+    pub fn remove(&self, resource: &str, volume: &str) -> std::io::Result<()> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = entries.clone();
+        if new.remove(&key(resource, volume)).is_none() {
+            return Ok(());
+        }
+        let bytes = serde_json::to_vec_pretty(&new).map_err(std::io::Error::other)?;
+        write_durably(&self.path, &bytes)?;
+        *entries = new;
+        Ok(())
+    }
+
     /// Notes a replica, durably.
     pub fn put(
         &self,
@@ -102,6 +123,10 @@ mod tests {
             (entry.volume(), entry.backing.as_path()),
             (Some(VolumeId(0xabc)), Path::new("/b"))
         );
+        let user = ("r".to_owned(), "v".to_owned());
+        assert_eq!(book.user_of(Path::new("/b")), Some(user));
+        book.remove("r", "v").unwrap();
+        assert_eq!(Book::open(dir.path()).unwrap().get("r", "v"), None);
         std::fs::write(dir.path().join("replicas.json"), "{").unwrap();
         assert!(
             Book::open(dir.path())

@@ -5,6 +5,7 @@ use crate::backing::Place;
 use crate::volume::{Command, Commands, VolumeStatus};
 use holdfast_control::{ResourceIx, VolumeIx};
 use holdfast_types::NodeId;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -31,33 +32,43 @@ impl Context {
         )
     }
 
-    /// All volumes that this node holds replicas of, by the configuration.
+    /// All volumes that this node holds replicas of: those it made, whatever the configuration says by now.
     pub(super) fn local_volumes(&self) -> Vec<VolumeKey> {
         let mut keys = Vec::new();
         for (r, resource) in self.config.resources.iter().enumerate() {
-            if resource.nodes.has(self.me.id) {
-                keys.extend((0..resource.volumes.len()).map(|v| VolumeKey {
-                    resource: ResourceIx(r as u16),
-                    volume: VolumeIx(v as u16),
-                }));
+            for (v, volume) in resource.volumes.iter().enumerate() {
+                if self.book.get(&resource.name, &volume.name).is_some() {
+                    keys.push(VolumeKey {
+                        resource: ResourceIx(r as u16),
+                        volume: VolumeIx(v as u16),
+                    });
+                }
             }
         }
         keys
     }
 
-    /// Where this node's replica of a volume is, by the configuration.
+    /// Where this node's replica of a volume is to be made, by the configuration.
+    pub(super) fn configured_backing(&self, key: VolumeKey) -> Option<PathBuf> {
+        let resource = self.config.resources.get(usize::from(key.resource.0))?;
+        let volume = resource.volumes.get(usize::from(key.volume.0))?;
+        volume.backing.get(&self.me.id).cloned()
+    }
+
+    /// Where this node's replica of a volume is: where it was made, before that where the configuration says.
     pub(super) fn place(&self, key: VolumeKey) -> Option<Place> {
         let resource = self.config.resources.get(usize::from(key.resource.0))?;
         let volume = resource.volumes.get(usize::from(key.volume.0))?;
-        let path = volume
-            .backing
-            .get(&self.me.id)
-            .filter(|_| resource.nodes.has(self.me.id))?;
+        let made = self.book.get(&resource.name, &volume.name);
+        let path = match made {
+            Some(entry) => entry.backing,
+            None => self.configured_backing(key)?,
+        };
         Some(Place {
             cluster: self.cluster.short(),
             me: self.me.id,
             size_bytes: volume.size_bytes,
-            path: path.clone(),
+            path,
         })
     }
 

@@ -4,7 +4,7 @@
 use super::requests::{ToClient, Told, admin, control_status, error};
 use super::{Answer, Context, Question, VolumeKey};
 use crate::api_types::{ErrorCode, Progress, Reply};
-use crate::backing::NewReplica;
+use crate::backing::{NewReplica, Place};
 use crate::clock;
 use crate::settings::preferred_first;
 use holdfast_control::{AdminRequest, CreateVolume, ResourceIx, VolumeIx};
@@ -208,6 +208,17 @@ pub(super) async fn initialise(
     let place = cx
         .place(key)
         .ok_or("its configuration has no replica of that volume here")?;
+    make(cx, key, place, new, recorded).await
+}
+
+/// The same at a given place.
+pub(super) async fn make(
+    cx: &Context,
+    key: VolumeKey,
+    place: Place,
+    new: NewReplica,
+    recorded: Vec<VolumeId>,
+) -> Result<Answer, String> {
     let cx = cx.clone();
     blocking(move || {
         place

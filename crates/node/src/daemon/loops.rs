@@ -9,7 +9,7 @@ use crate::hostops;
 use crate::net::lanes::Command as LanesCommand;
 use crate::net::mesh::MeshEvent;
 use crate::volume::{Command, Report};
-use holdfast_control::{Action, Event, HostStep, Note as ControlNote, ResourceIx};
+use holdfast_control::{Action, Event, FromControl, HostStep, Note as ControlNote, ResourceIx};
 use holdfast_host::fencer::Slot;
 use holdfast_replicator::{Note, Now};
 use holdfast_types::NodeId;
@@ -150,11 +150,23 @@ impl Daemon {
                 volume,
                 msg,
             } => {
-                if let Some(v) = self.volumes.get(&VolumeKey { resource, volume }) {
+                let key = VolumeKey { resource, volume };
+                let placed = match &msg {
+                    FromControl::View(view) | FromControl::Lead(view) => Some(view.data_nodes),
+                    _ => None,
+                };
+                if let Some(v) = self.volumes.get(&key) {
                     v.commands().send(Command::Control(msg));
+                }
+                // After the replica: it shall know a node before it is connected to it.
+                if let Some(data_nodes) = placed {
+                    self.placed(key, data_nodes);
                 }
             }
             Action::Host { resource, step } => self.host_step(resource, step),
+            Action::Forget { resource, volume } => {
+                self.forget_replica(VolumeKey { resource, volume })
+            }
             Action::LeaseDeadline { resource, until } => self.lease(resource, until),
             Action::Reply { id, reply } => {
                 if let Some(to) = self.admin.remove(&id) {

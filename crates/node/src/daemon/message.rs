@@ -2,8 +2,9 @@
 
 use holdfast_types::{Incarnation, NodeId, NodeSet, VolumeId};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
-use crate::backing::Found;
+use crate::backing::{Found, NewReplica};
 use holdfast_control::{ResourceIx, VolumeIx};
 use holdfast_replicator::Status as ReplicaStatus;
 
@@ -68,6 +69,19 @@ pub enum Question {
         /// Volumes the cluster knows.
         recorded: Vec<VolumeId>,
     },
+    /// Make a replica of a volume that exists.
+    Add {
+        /// Which volume.
+        key: VolumeKey,
+        /// Its size as recorded.
+        size_bytes: u64,
+        /// What the new replica is.
+        replica: NewReplica,
+        /// Other volumes the cluster knows.
+        recorded: Vec<VolumeId>,
+        /// Where; none: where the node's configuration says.
+        backing: Option<PathBuf>,
+    },
     /// Open the replica that was made.
     Open {
         /// Which volume.
@@ -108,6 +122,7 @@ pub fn describe(from: NodeId, question: &Question) -> String {
     let what = match question {
         Question::Inspect { .. } => "inspect a backing",
         Question::Initialise { .. } => "initialise a replica",
+        Question::Add { .. } => "make a replica of a volume that exists",
         Question::Open { .. } => "open a replica",
         Question::Replicas => "status",
         Question::Api { .. } => "a client's request",

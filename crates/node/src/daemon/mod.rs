@@ -15,6 +15,7 @@ mod book;
 mod context;
 mod create;
 mod loops;
+mod members;
 mod message;
 mod replicas;
 mod requests;
@@ -43,7 +44,7 @@ use holdfast_config::{Config, Node};
 use holdfast_control::{AdminId, AdminReply, AdminRequest, HostStep, ResourceIx, Start, Ticket};
 use holdfast_host::fencer::{FencerHandle, Slot};
 use holdfast_replicator::{Note, Now};
-use holdfast_types::{Epoch, NodeId};
+use holdfast_types::{Epoch, NodeId, NodeSet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -202,9 +203,11 @@ struct Daemon {
     mesh: Mesh<MeshMessage>,
     lanes: Lanes,
     writer: std_mpsc::Sender<(Ticket, Vec<u8>)>,
-    /// By position of the resource; none where this node holds no data.
+    /// By position of the resource; none on a witness.
     hosts: Vec<Option<HostSide>>,
     volumes: BTreeMap<VolumeKey, Volume>,
+    /// The nodes that hold their other replicas, by the record.
+    peers: BTreeMap<VolumeKey, NodeSet>,
     /// Why a replica of this node is not open.
     closed: BTreeMap<VolumeKey, String>,
     fencer: Option<Arc<FencerHandle>>,
@@ -416,6 +419,7 @@ async fn build(p: Parts<'_>) -> anyhow::Result<Built> {
         writer,
         hosts,
         volumes: BTreeMap::new(),
+        peers: BTreeMap::new(),
         closed: BTreeMap::new(),
         fencer: p.fencer,
         fault: p.fault,
@@ -443,7 +447,8 @@ fn host_sides(
 ) -> anyhow::Result<Vec<Option<HostSide>>> {
     let mut hosts = Vec::new();
     for (at, resource) in cx.config.resources.iter().enumerate() {
-        if !resource.nodes.has(cx.me.id) {
+        // It may be given a replica at any time.
+        if cx.me.witness {
             hosts.push(None);
             continue;
         }

@@ -8,7 +8,7 @@ use crate::net::lanes::{Command as LanesCommand, Lanes};
 use crate::settings;
 use crate::volume::{Command, Volume, VolumeOptions};
 use holdfast_replicator::Replica;
-use holdfast_types::{Incarnation, VolumeId};
+use holdfast_types::{Incarnation, NodeSet, VolumeId};
 use holdfast_uring::BufPool;
 use tokio::sync::oneshot;
 
@@ -16,10 +16,7 @@ impl Daemon {
     /// Opens what this node made in earlier lives.
     pub(super) fn open_noted_replicas(&mut self) {
         for key in self.cx.local_volumes() {
-            let (r, v) = self.cx.names(key);
-            if self.cx.book.get(&r, &v).is_some() {
-                self.open_replica(key, None);
-            }
+            self.open_replica(key, None);
         }
     }
 
@@ -70,8 +67,8 @@ impl Daemon {
                         },
                     );
                 }
-                self.serve_lanes(key, &volume);
                 self.volumes.insert(key, volume);
+                self.serve_lanes(key);
                 self.cx
                     .timeline
                     .add(&r, "replica-open", format!("volume {v}"));
@@ -88,15 +85,26 @@ impl Daemon {
         }
     }
 
-    fn serve_lanes(&self, key: VolumeKey, volume: &Volume) {
+    /// The committed record says who holds a replica of this volume.
+    pub(super) fn placed(&mut self, key: VolumeKey, data_nodes: NodeSet) {
+        let peers = data_nodes.without(self.cx.me.id);
+        if self.peers.insert(key, peers) != Some(peers) {
+            self.serve_lanes(key);
+        }
+    }
+
+    /// Connects a volume to the nodes that hold its other replicas, once these are known.
+    fn serve_lanes(&self, key: VolumeKey) {
         let (r, v) = self.cx.names(key);
-        let Some(id) = self.cx.book.get(&r, &v).and_then(|e| e.volume()) else {
+        let (Some(volume), Some(peers), Some(id)) = (
+            self.volumes.get(&key),
+            self.peers.get(&key),
+            self.cx.book.get(&r, &v).and_then(|e| e.volume()),
+        ) else {
             return;
         };
         let commands = volume.commands().clone();
-        let peers = self.cx.config.resources[usize::from(key.resource.0)]
-            .nodes
-            .without(self.cx.me.id)
+        let peers = peers
             .iter()
             .filter_map(|n| self.cx.config.node_by_id(n))
             .map(|n| (n.id, n.name.clone(), n.data_address()))
@@ -107,6 +115,30 @@ impl Daemon {
             peers,
             sink: Box::new(move |pair| commands.send(Command::Lanes(pair))),
         });
+    }
+
+    /// The replica was removed from the record and has stopped: it is closed, and not opened again.
+    pub(super) fn forget_replica(&mut self, key: VolumeKey) {
+        let (r, v) = self.cx.names(key);
+        self.peers.remove(&key);
+        self.closed.remove(&key);
+        let entry = self.cx.book.get(&r, &v);
+        if let Some(volume) = entry.as_ref().and_then(|e| e.volume()) {
+            self.lanes.tell(LanesCommand::Forget { volume });
+        }
+        if let Some(volume) = self.volumes.remove(&key) {
+            tokio::task::spawn_blocking(move || volume.end());
+        }
+        if let Err(e) = self.cx.book.remove(&r, &v) {
+            // At the next start it stops and is struck out once more.
+            tracing::error!("cannot strike {r}/{v} out in the state directory: {e}");
+        }
+        let place = entry.map_or_else(String::new, |e| {
+            format!("; {} is left as it is", e.backing.display())
+        });
+        self.cx
+            .timeline
+            .add(&r, "replica-removed", format!("volume {v}{place}"));
     }
 }
 
@@ -122,31 +154,30 @@ struct Opening {
 impl Opening {
     fn run(self) -> Result<Volume, String> {
         let (r, v) = self.cx.names(self.key);
-        let entry = self
-            .cx
-            .book
-            .get(&r, &v)
-            .ok_or("no replica was made on this node")?;
+        let entry = self.cx.book.get(&r, &v);
         let id = entry
+            .ok_or("no replica was made on this node")?
             .volume()
             .ok_or("the book of replicas names an impossible volume")?;
         let place = self
             .cx
             .place(self.key)
             .ok_or("this node holds no replica of it by the configuration")?;
-        if place.path != entry.backing {
+        let resource = &self.cx.config.resources[usize::from(self.key.resource.0)];
+        let configured = self.cx.configured_backing(self.key);
+        let lost = !place.path.exists();
+        if let Some(other) = configured.filter(|p| lost && *p != place.path && p.exists()) {
             return Err(format!(
-                "its backing was {} when it was created and is {} by the configuration: put it back",
-                entry.backing.display(),
-                place.path.display()
+                "its backing was {} when it was made, which is gone, and is {} by the configuration: put it back",
+                place.path.display(),
+                other.display()
             ));
         }
-        let resource = &self.cx.config.resources[usize::from(self.key.resource.0)];
         let anew = NewReplica {
             volume: id,
             incarnation: Incarnation(clock::random_u64()),
             lineage: 0,
-            data_nodes: resource.nodes,
+            data_nodes: resource.nodes.with(self.cx.me.id),
             equal: false,
             member: false,
         };
@@ -166,8 +197,8 @@ impl Opening {
         if let Some(note) = opened.store.note() {
             tracing::warn!("volume {name}: {note}");
         }
-        let resource = &self.cx.config.resources[usize::from(self.key.resource.0)];
-        let config = settings::replica_config(&self.cx.config, self.cx.me.id, resource.nodes, id);
+        let known = opened.recovered.superblock.data_nodes();
+        let config = settings::replica_config(&self.cx.config, self.cx.me.id, known, id);
         let geometry = opened.recovered.superblock.geometry;
         let mut first = Vec::new();
         let replica = Replica::start(

@@ -1,6 +1,6 @@
 //! What clients ask, and what other daemons ask on their behalf.
 
-use super::{Answer, Context, Input, Question, api, create, sentences, status};
+use super::{Answer, Context, Input, Question, api, create, members, sentences, status};
 use crate::api_types::{
     self as types, ApiError, DIFFERING_RANGES_MAX, ErrorCode, Progress, Reply, Request,
 };
@@ -10,7 +10,7 @@ use holdfast_control::{
     VolumeIx,
 };
 use holdfast_replicator::Note;
-use holdfast_types::{BLOCK_BYTES, NodeId};
+use holdfast_types::{BLOCK_BYTES, NodeId, NodeSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -30,7 +30,7 @@ pub(super) fn error(code: ErrorCode, message: impl Into<String>) -> ApiError {
     }
 }
 
-fn done(message: impl Into<String>) -> Told {
+pub(super) fn done(message: impl Into<String>) -> Told {
     Ok(types::Answer::Done {
         message: message.into(),
     })
@@ -134,6 +134,32 @@ pub(super) async fn perform(cx: &Context, request: Request, client: &ToClient) -
                 }
             }
         }
+        Request::ReplicaAdd {
+            resource,
+            volume,
+            node,
+            backing,
+        } => members::add(cx, (&resource, volume.as_deref(), &node), backing, client).await,
+        Request::ReplicaRemove {
+            resource,
+            volume,
+            node,
+        } => members::remove(cx, (&resource, volume.as_deref(), &node)).await,
+        Request::ReplicaMove {
+            resource,
+            volume,
+            from,
+            to,
+            backing,
+        } => {
+            let which = (
+                resource.as_str(),
+                volume.as_deref(),
+                from.as_str(),
+                to.as_str(),
+            );
+            members::shift(cx, which, backing, client).await
+        }
         Request::Isolate { on } => isolate(cx, on).await,
         Request::Shutdown => {
             cx.tell(Input::Stop);
@@ -177,8 +203,32 @@ async fn isolate(cx: &Context, on: bool) -> Told {
     })
 }
 
+/// Which of a resource's volumes is meant.
+pub(super) fn volume_of(r: &Resource, volume: Option<&str>) -> Result<VolumeIx, ApiError> {
+    let bad = |message: String| error(ErrorCode::BadRequest, message);
+    let at = match volume {
+        None if r.volumes.len() == 1 => 0,
+        None => {
+            return Err(bad(format!(
+                "{} has {} volumes: say which",
+                r.name,
+                r.volumes.len()
+            )));
+        }
+        Some(name) => r
+            .volumes
+            .iter()
+            .position(|v| v.name == name)
+            .ok_or_else(|| bad(format!("resource {} has no volume {name:?}", r.name)))?,
+    };
+    Ok(VolumeIx(at as u16))
+}
+
 /// The resource of this name.
-fn known<'a>(cx: &'a Context, name: &str) -> Result<(ResourceIx, &'a Resource), ApiError> {
+pub(super) fn known<'a>(
+    cx: &'a Context,
+    name: &str,
+) -> Result<(ResourceIx, &'a Resource), ApiError> {
     let found = cx
         .config
         .resources
@@ -279,20 +329,7 @@ async fn copy_of(
 ) -> Result<Either, ApiError> {
     let (ix, r) = known(cx, resource)?;
     let bad = |message: String| error(ErrorCode::BadRequest, message);
-    let volume_ix = match volume {
-        None if r.volumes.len() == 1 => 0,
-        None => {
-            return Err(bad(format!(
-                "{resource} has {} volumes: say which",
-                r.volumes.len()
-            )));
-        }
-        Some(name) => r
-            .volumes
-            .iter()
-            .position(|v| v.name == name)
-            .ok_or_else(|| bad(format!("resource {resource} has no volume {name:?}")))?,
-    };
+    let volume_ix = volume_of(r, volume)?;
     let status = control_status(cx).await?;
     let primary = record(&status, resource)?.primary.ok_or_else(|| {
         error(
@@ -305,7 +342,13 @@ async fn copy_of(
             forward(cx, primary, &request, client).await,
         ));
     }
-    let others = r.nodes.without(primary);
+    let holders: NodeSet = record(&status, resource)?
+        .volumes
+        .get(usize::from(volume_ix.0))
+        .map_or(NodeSet::EMPTY, |v| {
+            v.replicas.iter().map(|r| r.node).collect()
+        });
+    let others = holders.without(primary);
     let node = match peer {
         Some(name) => cx
             .config
@@ -323,7 +366,7 @@ async fn copy_of(
     };
     let key = super::VolumeKey {
         resource: ix,
-        volume: VolumeIx(volume_ix as u16),
+        volume: volume_ix,
     };
     Ok(Either::Here(Copy { key, node }))
 }
@@ -480,6 +523,13 @@ pub(super) async fn answer(
             };
             create::initialise(cx, key, new, recorded).await
         }
+        Question::Add {
+            key,
+            size_bytes,
+            replica,
+            recorded,
+            backing,
+        } => members::make(cx, key, size_bytes, replica, recorded, backing).await,
         Question::Open { key } => {
             cx.ask_loop(|reply| Input::Open { key, reply }).await??;
             Ok(Answer::Done)

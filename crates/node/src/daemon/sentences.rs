@@ -48,10 +48,7 @@ fn changed(cx: &Context, r: &ResourceStatus, change: &Change) -> String {
             peer,
             why,
         } => {
-            let volume = r
-                .volumes
-                .get(usize::from(volume.0))
-                .map_or("?", |v| &v.name);
+            let volume = volume_name(r, *volume);
             format!(
                 "volume {volume}: {} {}; in sync: {}",
                 cx.name(*peer),
@@ -59,6 +56,16 @@ fn changed(cx: &Context, r: &ResourceStatus, change: &Change) -> String {
                 names(cx, *in_sync)
             )
         }
+        Change::ReplicaAdded { volume, node } => format!(
+            "volume {}: {} got a replica",
+            volume_name(r, *volume),
+            cx.name(*node)
+        ),
+        Change::ReplicaRemoved { volume, node } => format!(
+            "volume {}: the replica on {} was removed",
+            volume_name(r, *volume),
+            cx.name(*node)
+        ),
         Change::Restarted { node } => format!("{} started anew", cx.name(*node)),
         Change::DiskFailed { node } => format!("the disk of {} failed", cx.name(*node)),
         Change::Vacated => "stopped by the operator".into(),
@@ -67,11 +74,17 @@ fn changed(cx: &Context, r: &ResourceStatus, change: &Change) -> String {
     }
 }
 
+fn volume_name(r: &holdfast_control::ResourceStatus, volume: holdfast_control::VolumeIx) -> &str {
+    let named = r.volumes.get(usize::from(volume.0));
+    named.map_or("?", |v| &v.name)
+}
+
 fn set_change(why: SetChange) -> &'static str {
     match why {
         SetChange::Lost => "was removed: not connected",
         SetChange::Slow => "was removed: it did not answer",
         SetChange::DiskFailed => "was removed: its disk failed",
+        SetChange::Dismissed => "was dismissed by the operator",
         SetChange::Restarted => "was removed: it started anew and is resynced first",
         SetChange::Invalidated => "was removed by the operator",
         SetChange::Synced => "is in sync",

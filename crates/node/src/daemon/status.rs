@@ -204,6 +204,7 @@ fn resource(
             volume(cx, key, r, facts, &host, local.get(&key), remote)
         })
         .collect();
+    why.extend(placement(cx, ix, r));
     why.dedup();
     ResourceInfo {
         name: r.name.clone(),
@@ -231,6 +232,28 @@ fn resource(
         vips: items(&host.vips),
         why,
     }
+}
+
+/// Where the record and this node's configuration differ about who holds replicas: the record counts.
+fn placement(cx: &Context, ix: ResourceIx, r: &ResourceStatus) -> Option<String> {
+    let configured = cx.config.resources.get(usize::from(ix.0))?.nodes;
+    let differs = r.volumes.iter().find_map(|v| {
+        let recorded: NodeSet = v.replicas.iter().map(|r| r.node).collect();
+        (recorded != configured).then_some((v, recorded))
+    });
+    let (volume, recorded) = differs?;
+    let names = |set: NodeSet| {
+        set.iter()
+            .map(|n| cx.name(n))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    Some(format!(
+        "volume {} has its replicas on {}, cluster.toml says {}: the record counts; write it into cluster.toml on every node",
+        volume.name,
+        names(recorded),
+        names(configured)
+    ))
 }
 
 fn items(facts: &[hostops::Fact]) -> Vec<Item> {

@@ -28,7 +28,8 @@ fn refuse(what: &str, why: &dyn Display, fix: &str) -> String {
 /// not tried unless something was found.
 pub fn remove(config: &Config, node: &Node, state_dir: &Path) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
-    let mine = || config.resources.iter().filter(|r| r.nodes.has(node.id));
+    // It may have been given a replica of any.
+    let mine = || config.resources.iter().filter(|_| !node.witness);
     let vips: Vec<Vip> = mine()
         .flat_map(|r| &r.vips)
         .map(|v| Vip {

@@ -40,7 +40,7 @@ pub type Sink = Box<dyn Fn(Pair) -> bool + Send>;
 
 /// What the daemon tells the lanes' thread.
 pub enum Command {
-    /// Connect this volume to these peers from now on.
+    /// Connect this volume to these peers from now on, and to no others.
     Serve {
         /// Which volume.
         volume: VolumeId,
@@ -210,20 +210,30 @@ fn handle(shared: &Rc<Shared>, command: Command) {
             peers,
             sink,
         } => {
+            // Served anew when who holds its replicas has changed: who stays keeps what it has.
+            let mut before = shared
+                .volumes
+                .borrow_mut()
+                .remove(&volume)
+                .map_or_else(BTreeMap::new, |v| v.peers);
             let peers: BTreeMap<NodeId, PeerEntry> = peers
                 .into_iter()
                 .map(|(id, name, address)| {
-                    (
-                        id,
-                        PeerEntry {
-                            name,
-                            address,
-                            live: None,
-                            dialling: None,
-                        },
-                    )
+                    let fresh = PeerEntry {
+                        name,
+                        address,
+                        live: None,
+                        dialling: None,
+                    };
+                    (id, before.remove(&id).unwrap_or(fresh))
                 })
                 .collect();
+            for gone in before.into_values() {
+                shared.troubles.clear(&trouble_key(&name, &gone.name));
+                if let Some(task) = gone.dialling {
+                    task.abort();
+                }
+            }
             let ids: Vec<NodeId> = peers.keys().copied().collect();
             shared
                 .volumes

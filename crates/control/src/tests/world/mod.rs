@@ -87,6 +87,8 @@ pub(in crate::tests) struct World {
     forced: BTreeSet<(ResourceIx, Gen)>,
     pub(in crate::tests) ticks: u64,
     pub(in crate::tests) grow: bool,
+    /// Replicas that were removed and are to be closed.
+    pub(in crate::tests) forgotten: Vec<(usize, ResourceIx, VolumeIx)>,
     admin: u64,
 }
 
@@ -194,6 +196,7 @@ impl World {
             forced: BTreeSet::new(),
             ticks: 0,
             grow: true,
+            forgotten: Vec::new(),
             admin: 0,
         };
         for n in 0..usize::from(size.0) {
@@ -755,6 +758,7 @@ impl World {
                     let at = self.now + self.rng.between(MS, 20 * MS);
                     self.push(at, h, What::Host(resource, step, life));
                 }
+                Action::Forget { resource, volume } => self.forgotten.push((h, resource, volume)),
                 Action::LeaseDeadline { resource, until } => {
                     self.hosts[h].lease[usize::from(resource.0)] = until;
                 }

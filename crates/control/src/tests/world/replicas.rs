@@ -44,6 +44,19 @@ impl World {
                 replica.stopped = true;
                 self.later_replica(h, r, v, ToControl::Stopped, 10);
             }
+            FromControl::Dismiss { peer } => {
+                if let (Some(epoch), Some(view)) = (replica.leads, replica.view) {
+                    let msg = ToControl::ProposeSet {
+                        epoch,
+                        generation: view.generation,
+                        in_sync: view.in_sync.without(peer),
+                        peer,
+                        life: None,
+                        why: SetChange::Dismissed,
+                    };
+                    self.later_replica(h, r, v, msg, 5);
+                }
+            }
             FromControl::Lease { .. }
             | FromControl::Invalidate { .. }
             | FromControl::Verify { .. } => {}

@@ -1,0 +1,177 @@
+//! Replicas that come and go while the volume is in use.
+
+mod common;
+
+use common::Cluster;
+use holdfast_replicator::{Event, FromControl, Note, RequestError};
+use holdfast_types::{NodeId, NodeSet};
+
+fn set(nodes: &[u8]) -> NodeSet {
+    nodes.iter().map(|&n| NodeId(n)).collect()
+}
+
+/// Two members and a third node whose replica is made, but not recorded.
+fn two_and_a_stranger() -> Cluster {
+    let mut c = Cluster::placed(3, &[0, 1], &[0, 1]);
+    c.promote(0);
+    for b in 0..64 {
+        c.write(0, b, 1);
+        c.settle();
+    }
+    c
+}
+
+fn resynced(c: &Cluster, n: usize, peer: u8) -> bool {
+    let of = |note: &Note| matches!(note, Note::Resynced { peer: p, .. } if *p == NodeId(peer));
+    c.sites[n].notes.iter().any(of)
+}
+
+#[test]
+fn a_replica_that_is_added_is_filled_and_taken_in_under_writes() {
+    let mut c = two_and_a_stranger();
+    c.place(&[0, 1, 2]);
+    for b in 0..32 {
+        c.write(0, b, 2);
+        c.pass(20);
+    }
+    c.pass(2000);
+    assert_eq!(c.view.in_sync, set(&[0, 1, 2]));
+    assert!(resynced(&c, 0, 2));
+    c.assert_equal(0, 2);
+    c.assert_equal(1, 2);
+    // It is as good as the others: it takes over.
+    c.kill(0);
+    c.pass(1000);
+    c.promote(2);
+    c.pass(1000);
+    assert_eq!(c.read(2, 3), 2);
+    assert_eq!(c.read(2, 40), 1);
+}
+
+#[test]
+fn an_added_replica_is_filled_by_a_primary_that_never_saw_it_before() {
+    let mut c = two_and_a_stranger();
+    c.kill(2);
+    c.place(&[0, 1, 2]);
+    c.write(0, 5, 7);
+    c.settle();
+    c.kill(0);
+    c.promote(1);
+    c.pass(1000);
+    c.start(2);
+    c.pass(2000);
+    assert!(c.view.in_sync.has(NodeId(2)));
+    c.assert_equal(1, 2);
+}
+
+#[test]
+fn a_crash_right_after_the_addition_loses_no_bit() {
+    for steps in 0..40 {
+        let mut c = two_and_a_stranger();
+        c.cut(2);
+        c.place_without_settling(&[0, 1, 2]);
+        for _ in 0..steps {
+            c.one();
+        }
+        c.kill(0);
+        c.start(0);
+        c.promote(0);
+        c.pass(3000);
+        assert_eq!(c.view.in_sync, set(&[0, 1, 2]), "after {steps} steps");
+        c.assert_equal(0, 2);
+    }
+}
+
+#[test]
+fn a_member_that_is_removed_frees_the_writes_that_wait_for_it() {
+    let mut c = Cluster::placed(3, &[0, 1, 2], &[0, 1, 2]);
+    c.promote(0);
+    c.sites[2].slow = true;
+    let w = c.write(0, 9, 9);
+    c.settle();
+    assert!(!c.acked(0, w));
+    c.view.in_sync = set(&[0, 1]);
+    c.place(&[0, 1]);
+    c.settle();
+    assert!(c.acked(0, w), "the removal is committed");
+    let status = c.sites[0].replica.as_ref().unwrap().status();
+    assert_eq!(status.peers.len(), 1);
+    c.pass(1000);
+    assert_eq!(c.view.in_sync, set(&[0, 1]), "it is not taken in again");
+    let w = c.write(0, 10, 9);
+    c.settle();
+    assert!(c.acked(0, w));
+}
+
+#[test]
+fn a_replica_removed_while_it_is_being_filled_is_let_go() {
+    let mut c = two_and_a_stranger();
+    c.sites[2].slow = true;
+    c.place(&[0, 1, 2]);
+    c.pass(200);
+    c.place(&[0, 1]);
+    c.pass(500);
+    assert_eq!(c.view.in_sync, set(&[0, 1]));
+    let w = c.write(0, 1, 3);
+    c.settle();
+    assert!(c.acked(0, w));
+}
+
+#[test]
+fn a_replica_that_is_added_again_starts_from_nothing() {
+    let mut c = two_and_a_stranger();
+    c.place(&[0, 1, 2]);
+    c.pass(2000);
+    assert_eq!(c.view.in_sync, set(&[0, 1, 2]));
+    c.view.in_sync = set(&[0, 1]);
+    c.place(&[0, 1]);
+    c.pass(100);
+    // Another disk in its place: blank, whatever the others' slots once said.
+    c.kill(2);
+    c.blank(2);
+    c.kill(0);
+    c.start(0);
+    c.promote(0);
+    c.place(&[0, 1, 2]);
+    c.start(2);
+    c.pass(2000);
+    assert_eq!(c.view.in_sync, set(&[0, 1, 2]));
+    c.assert_equal(0, 2);
+    let sent = c.sites[0].notes.iter().rev().find_map(|n| match n {
+        Note::Resynced { sent_bytes, .. } => Some(*sent_bytes),
+        _ => None,
+    });
+    assert_eq!(sent, Some(64 * 64), "all of it");
+}
+
+#[test]
+fn a_removed_replica_stops_in_good_order() {
+    let mut c = Cluster::placed(3, &[0, 1, 2], &[0, 1, 2]);
+    c.promote(0);
+    c.view.in_sync = set(&[0, 1]);
+    c.place(&[0, 1]);
+    c.event(2, Event::Control(FromControl::Stop));
+    c.settle();
+    assert!(c.sites[2].stopped);
+    let refused = c.write(2, 1, 1);
+    assert_eq!(c.sites[2].answers[&refused], Err(RequestError::NotPrimary));
+}
+
+#[test]
+fn a_dismissed_member_leaves_the_set_and_stays_out() {
+    let mut c = Cluster::new(3, &[0, 1, 2]);
+    c.promote(0);
+    let peer = NodeId(2);
+    c.event(0, Event::Control(FromControl::Dismiss { peer }));
+    c.settle();
+    assert_eq!(c.view.in_sync, set(&[0, 1]));
+    c.pass(1000);
+    assert_eq!(c.view.in_sync, set(&[0, 1]));
+    // Nobody removed it after all.
+    c.pass(10_000);
+    assert_eq!(c.view.in_sync, set(&[0, 1, 2]));
+    let me = NodeId(0);
+    c.event(0, Event::Control(FromControl::Dismiss { peer: me }));
+    c.settle();
+    assert!(c.view.in_sync.has(me), "never the primary itself");
+}

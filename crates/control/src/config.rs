@@ -3,6 +3,7 @@
 //! Invariant: a [`Config`] that passed [`Config::validate`] has an odd number of voters, data nodes that
 //! exist, and times for which the lease rules leave room.
 
+use holdfast_replicator::Rule;
 use holdfast_types::{NODES_MAX, NodeId, NodeSet};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,8 @@ pub struct Config {
     pub resources: Vec<ResourceConfig>,
     /// Times.
     pub timing: Timing,
+    /// Test only: a rule that is switched off so that a test can see what it is for.
+    pub off: Option<Rule>,
 }
 
 /// A node.

@@ -14,6 +14,7 @@ use crate::message::{Body, Hello, RaftId, ResourceHello};
 use crate::resource::Resource;
 use crate::rng::Rng;
 use crate::state::{Applied, ClusterState, Command};
+use holdfast_replicator::Rule;
 use holdfast_types::{NODES_MAX, NodeId};
 use std::collections::VecDeque;
 
@@ -87,7 +88,9 @@ impl Node {
         let timing = config.timing;
         let (consensus, fences, known) = match stored {
             None => {
-                let id = RaftId::new(config.me, rng.draw());
+                let fresh = rng.draw();
+                let known = config.off == Some(Rule::FreshVoter);
+                let id = RaftId::new(config.me, if known { 0 } else { fresh });
                 (
                     Consensus::blank(id, timing, now, &mut rng),
                     Vec::new(),

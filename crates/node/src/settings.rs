@@ -20,6 +20,7 @@ pub fn control_config(config: &Config, me: NodeId) -> control::Config {
             .collect(),
         resources: config.resources.iter().map(resource_config).collect(),
         timing: control_timing(&config.timing),
+        off: None,
     }
 }
 

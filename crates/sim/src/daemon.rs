@@ -45,6 +45,7 @@ impl World {
                 unclean_wait_ms: 10_000,
                 ..control::Timing::default()
             },
+            off: self.planted,
         }
     }
 

@@ -1,6 +1,7 @@
 //! How a node becomes primary: may it stand, is the old lease over, promise, fences, compare-and-swap.
 
 use super::*;
+use holdfast_replicator::Rule;
 
 impl Node {
     /// May this node become primary? The committed sets decide; what a disk says of itself can only forbid.
@@ -30,6 +31,9 @@ impl Node {
                 return Err(Blocked::Suspect);
             }
             unclean |= replica.unclean;
+        }
+        if self.config.off == Some(Rule::CleanFirst) {
+            unclean = false;
         }
         if unclean && !self.maybe_clean(ix, record).is_empty() {
             let allowed = self.config.resources[ix].unclean_promotion == UncleanPromotion::Allow;

@@ -5,4 +5,5 @@ mod members;
 mod parts;
 mod random;
 mod scenarios;
+mod schedules;
 mod world;

@@ -126,6 +126,7 @@ fn sized_config(me: u8, size: (u8, u8), data: &[u8], resources: u16, volumes: u1
             })
             .collect(),
         timing: Timing::default(),
+        off: None,
     }
 }
 

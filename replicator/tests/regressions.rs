@@ -230,3 +230,47 @@ fn a_hello_is_renewed_when_the_disk_becomes_current() {
         );
     }
 }
+
+/// A block in doubt was copied to a syncing replica while a member was away: that member then differed from the
+/// copy, and only the primary knew (found by the model).
+#[test]
+fn resync_of_a_block_in_doubt() {
+    let mut c = Cluster::new(3, &[0, 1, 2]);
+    c.promote(0);
+    c.pass(100);
+    c.kill(1);
+    while c.view.in_sync.has(NodeId(1)) {
+        c.pass(10);
+    }
+    // Only 0 has this write.
+    c.cut(2);
+    c.write(0, 20, 9);
+    c.settle();
+    c.kill(0);
+    c.start(0);
+    let epoch = Epoch(2);
+    c.event(0, Event::Control(FromControl::Promise { epoch }));
+    while c.sites[0].opened != Some(Epoch(2)) {
+        assert!(c.one());
+    }
+    // In doubt still when the member is cut off; 1 comes back.
+    c.cut(2);
+    c.start(1);
+    c.settle();
+    c.event(1, Event::Control(FromControl::Stop));
+    c.settle();
+    assert!(c.sites[1].stopped);
+    c.kill(1);
+    // 0 is gone for good: what 2 has is the data.
+    c.kill(0);
+    c.promote(2);
+    while c.sites[2].opened != Some(Epoch(3)) {
+        c.pass(10);
+    }
+    c.start(1);
+    while !c.view.in_sync.has(NodeId(1)) {
+        c.pass(10);
+    }
+    assert_eq!(c.read(2, 20), 0);
+    c.assert_equal(1, 2);
+}

@@ -7,12 +7,13 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Crates that only compute.
-const PURE: [&str; 5] = [
+const PURE: [&str; 6] = [
     "holdfast-types",
     "holdfast-wire",
     "holdfast-meta",
     "holdfast-replicator",
     "holdfast-control",
+    "holdfast-model",
 ];
 /// What they must not reach, however far away.
 const OUTSIDE: [&str; 8] = [
@@ -26,7 +27,8 @@ const OUTSIDE: [&str; 8] = [
     "mio",
 ];
 /// Own crates, lowest first: each may use only what stands before it.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
+    "holdfast-model",
     "holdfast-types",
     "holdfast-wire",
     "holdfast-meta",

@@ -29,11 +29,12 @@ const RULES: [Rule; 8] = [
 ];
 
 /// Where the pure crates are.
-const PURE: [&str; 5] = [
+const PURE: [&str; 6] = [
     "crates/types/src/",
     "crates/wire/src/",
     "crates/meta/src/",
     "crates/control/src/",
+    "crates/model/src/",
     "replicator/src/",
 ];
 

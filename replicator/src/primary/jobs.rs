@@ -66,13 +66,16 @@ impl Primary {
         self.jobs.values().any(|j| j.kind == Kind::Resync(peer))
     }
 
-    /// The next run of blocks the peer lacks and that neither a job nor a write on its way takes care of.
+    /// The next run of blocks the peer lacks and that neither a job nor a write on its way takes care of. Blocks in
+    /// doubt are left out until they are reconciled: a copy of one would differ from the members that lack it, and
+    /// only this node would know.
     pub(super) fn next_lacking(&self, ctx: &Ctx, peer: NodeId) -> Option<BlockRange> {
         let session = self.sessions.get(&peer)?;
         let dirty = ctx.bits.dirty(peer);
         if dirty.is_empty() {
             return None;
         }
+        let members = self.members(ctx);
         let busy = |range: BlockRange| {
             let job = self
                 .jobs
@@ -80,7 +83,12 @@ impl Primary {
                 .filter(|j| j.kind == Kind::Resync(peer))
                 .map(|j| j.range);
             let write = session.unanswered.values().map(|s| s.range);
+            let doubt = members
+                .iter()
+                .filter(|&m| !ctx.bits.dirty(m).is_empty())
+                .filter_map(|m| next_run(ctx, m, range.first));
             job.chain(write)
+                .chain(doubt)
                 .filter(|b| b.overlaps(range))
                 .map(|b| (b.first, b.end()))
                 .min()

@@ -27,7 +27,7 @@ const OUTSIDE: [&str; 8] = [
     "mio",
 ];
 /// Own crates, lowest first: each may use only what stands before it.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "holdfast-model",
     "holdfast-types",
     "holdfast-wire",
@@ -40,6 +40,7 @@ const ORDER: [&str; 14] = [
     "holdfast-blockdev",
     "holdfast-sim",
     "holdfast-node",
+    "holdfast-fuzz",
     "holdfast",
     "holdfast-tests",
 ];

@@ -11,6 +11,7 @@
 mod cargo;
 mod deny;
 mod e2e;
+mod fuzz;
 mod layers;
 mod packages;
 mod report;
@@ -30,6 +31,8 @@ cargo xtask COMMAND
   sim [OPTIONS]    the simulator; options as for `holdfast sim`
   e2e [FILTER ..]  real processes, real clients, network namespaces; scenarios whose name has a FILTER in it
   storm [SECONDS]  ten minutes of kills at random, PostgreSQL and writers on a bare volume on top (root)
+  fuzz [SECONDS] [TARGET ..]
+                   libFuzzer over every decoder, so long each; needs cargo-fuzz
   deny             cargo-deny only: licences, advisories, sources, bans
   tidy             rules for files and dependencies only
 
@@ -75,6 +78,7 @@ fn run() -> Result<bool> {
         "sim" => return sim::run(rest),
         "e2e" => e2e::run(rest, &mut report)?,
         "storm" => return e2e::storm(rest.first().map(String::as_str)),
+        "fuzz" => fuzz::run(rest, &mut report)?,
         "deny" => deny::check(&mut report)?,
         "tidy" => {
             tidy::check(&mut report)?;

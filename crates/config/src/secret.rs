@@ -1,6 +1,7 @@
 //! The secret the nodes of a cluster share.
 
 use std::fmt;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -8,6 +9,8 @@ use std::path::Path;
 pub const SECRET_BYTES_MIN: usize = 16;
 /// Longest secret accepted, in bytes.
 pub const SECRET_BYTES_MAX: usize = 4096;
+/// Bytes of a secret's file that are looked at: the secret and white space around it.
+const FILE_BYTES_MAX: u64 = 64 << 10;
 /// Permission bits of "everybody else".
 const MODE_OTHERS: u32 = 0o007;
 
@@ -66,12 +69,16 @@ pub(crate) fn from_text(text: &str) -> Result<Secret, Refusal> {
 
 /// A secret from its own file.
 pub(crate) fn from_file(path: &Path) -> Result<Secret, Refusal> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        (
-            format!("the secret file {} cannot be read: {e}", path.display()),
-            HOW_TO_MAKE.into(),
-        )
-    })?;
+    // A device without end, named by mistake, is not read to its end.
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text))
+        .map_err(|e| {
+            (
+                format!("the secret file {} cannot be read: {e}", path.display()),
+                HOW_TO_MAKE.into(),
+            )
+        })?;
     private(path)?;
     from_text(&text)
 }

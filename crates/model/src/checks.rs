@@ -4,7 +4,6 @@
 //! that one; a read leaves only what it returned (G6). Losing power may take back what no flush covered, but only when
 //! no clean member of the committed set is left that holds an allowed value (G1). What a flush covered never comes back.
 
-use crate::rules::Rule;
 use crate::state::{FlushRound, Role, Set, State};
 use crate::steps::{Model, World};
 
@@ -20,7 +19,7 @@ pub enum Violation {
         /// The acknowledged value.
         value: u8,
     },
-    /// G1: a flush was acknowledged, and this member has something else on stable storage.
+    /// G1: a flush was acknowledged, and this member has something older on stable storage.
     NotStable {
         /// Who lacks it.
         member: usize,
@@ -166,6 +165,9 @@ impl Model {
         for block in 0..usize::from(self.bounds.blocks) {
             for member in s.register.in_sync.iter() {
                 let a = &s.nodes[member].disk;
+                if !a.unclean && s.client.gone[block] & (1 << a.stable[block]) != 0 {
+                    return Some(Violation::NotStable { member, block });
+                }
                 for other in all.without(member).iter() {
                     let b = &s.nodes[other].disk;
                     let traced = a.log[block]
@@ -201,7 +203,6 @@ impl Model {
             || !primary.open
             || primary.writes[block].is_some()
             || !doubt.is_empty()
-            || (!self.rules.has(Rule::Drain) && node.landing.is_some())
         {
             return None;
         }

@@ -4,7 +4,7 @@
 //! was proposed, also when its proposer is dead, and never once the record has a later generation.
 
 use crate::rules::Rule;
-use crate::state::{Change, Follower, Primary, Proposal, Role};
+use crate::state::{Change, Follower, Primary, Proposal, Register, Role};
 use crate::steps::World;
 
 impl World<'_> {
@@ -45,7 +45,7 @@ impl World<'_> {
     pub(crate) fn stand(&mut self, n: usize) -> Option<()> {
         let node = &self.s.nodes[n];
         let epoch = self.s.register.epoch + 1;
-        let drained = node.landing.is_none() || !self.has(Rule::Drain);
+        let drained = self.drained(n);
         let free = self.follower(n).is_some_and(|f| !f.standing)
             && self.s.proposals[n].is_none()
             && node.disk.promised <= epoch;
@@ -76,10 +76,7 @@ impl World<'_> {
                 register.primary = n as u8;
                 // From now on its copy is the data.
                 register.unclean = register.unclean.without(n);
-                for block in self.blocks() {
-                    let held = self.s.nodes[n].disk.cache[block];
-                    self.s.client.inherited[block] |= 1 << held;
-                }
+                self.inherit(n);
             }
             Change::Remove { peer, epoch } => {
                 if epoch != register.epoch {
@@ -102,27 +99,32 @@ impl World<'_> {
         Some(())
     }
 
-    /// The candidate knows its proposal dead (or, without the rule, only thinks so).
+    /// The candidate knows its proposal dead: it was refused, or it is of a former run and the new one is recorded.
+    /// Without the rule it takes the promise back though the proposal may still commit, and leads if it does.
     pub(crate) fn withdraw(&mut self, n: usize) -> Option<()> {
-        let committed = self.s.register.epoch;
-        let dead = self.s.proposals[n].is_none() || !self.has(Rule::DefiniteWithdraw);
-        let promised = self.s.nodes[n].disk.promised;
-        let won = self.s.register.primary == n as u8 && committed == promised;
-        if !self.follower(n)?.standing || !dead || won {
+        let Register { epoch, runs, .. } = self.s.register;
+        let disk = self.s.nodes[n].disk;
+        let dead = self.s.proposals[n].is_none();
+        let standing = self.follower(n)?.standing;
+        let won = self.s.register.primary == n as u8 && epoch == disk.promised;
+        if dead {
+            let recalled = runs[n] == disk.run && disk.promised > epoch;
+            if won || !(standing || recalled) {
+                return None;
+            }
+            self.follower_mut(n)?.standing = false;
+        } else if self.has(Rule::DefiniteWithdraw) || !standing || disk.promised <= epoch {
             return None;
         }
-        if committed < promised {
-            self.s.nodes[n].disk.promised = committed;
-        }
-        self.follower_mut(n)?.standing = false;
+        self.s.nodes[n].disk.promised = disk.promised.min(epoch);
         Some(())
     }
 
     pub(crate) fn lead(&mut self, n: usize) -> Option<()> {
         let register = self.s.register;
         let promised = self.s.nodes[n].disk.promised;
-        let kept = promised == register.epoch
-            || (!self.has(Rule::PromiseFirst) && promised < register.epoch);
+        let loose = !(self.has(Rule::PromiseFirst) && self.has(Rule::DefiniteWithdraw));
+        let kept = promised == register.epoch || (loose && promised < register.epoch);
         let won = self.s.proposals[n].is_none() && register.primary == n as u8;
         if !(self.follower(n)?.standing && won && kept) {
             return None;
@@ -149,7 +151,9 @@ impl World<'_> {
         let register = self.s.register;
         self.end_session(n);
         self.open_to_bits(n, register.in_sync);
-        self.s.nodes[n].disk.promised = register.epoch;
+        if self.has(Rule::PromiseFirst) {
+            self.s.nodes[n].disk.promised = register.epoch;
+        }
         self.s.nodes[n].role = Role::Primary(Primary {
             epoch: register.epoch,
             generation: register.generation,
@@ -157,6 +161,14 @@ impl World<'_> {
             heard: crate::state::Set::only(n),
             ..Primary::default()
         });
+    }
+
+    /// A newer epoch exists: its history is what this node has.
+    fn inherit(&mut self, n: usize) {
+        for block in self.blocks() {
+            let held = self.s.nodes[n].disk.cache[block];
+            self.s.client.inherited[block] |= 1 << held;
+        }
     }
 
     pub(crate) fn learn(&mut self, n: usize) -> Option<()> {

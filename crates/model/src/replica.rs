@@ -21,8 +21,15 @@ impl World<'_> {
         }
     }
 
+    /// No disk write of this process is in flight.
+    pub(crate) fn drained(&self, n: usize) -> bool {
+        let landing = self.s.nodes[n].landing;
+        landing.is_none_or(|l| l.of == LandingOf::Former) || !self.has(Rule::Drain)
+    }
+
     pub(crate) fn orphan_landing(&mut self, n: usize) {
-        if let Some(landing) = &mut self.s.nodes[n].landing {
+        let landing = self.s.nodes[n].landing.as_mut();
+        if let Some(landing) = landing.filter(|l| l.of != LandingOf::Former) {
             landing.of = LandingOf::Nobody;
         }
     }
@@ -50,6 +57,7 @@ impl World<'_> {
         self.step_down(x);
         self.end_session(x);
         let all = self.all();
+        let stands = !self.has(Rule::DefiniteWithdraw);
         let goes_on = member && self.follower(x).is_some_and(|f| f.open_epoch == epoch);
         if !goes_on {
             self.open_to_bits(x, all);
@@ -58,7 +66,8 @@ impl World<'_> {
         if let Some(follower) = self.follower_mut(x) {
             follower.lord = Some(p as u8);
             follower.open_epoch = epoch;
-            follower.standing = false;
+            // It is overtaken; one that took its promise back too early may still come to lead.
+            follower.standing &= stands;
         }
     }
 
@@ -79,6 +88,9 @@ impl World<'_> {
     pub(crate) fn frame(&mut self, x: usize, place: usize) -> Option<()> {
         let follower = self.follower(x)?;
         let frame = follower.lane.get(place)?;
+        if place > 0 && self.has(Rule::ReplicaOrder) {
+            return None;
+        }
         if place > 0 {
             // Out of turn: only a write past another one.
             let writes = follower.lane.iter().take(place + 1);
@@ -219,7 +231,7 @@ impl World<'_> {
         let block = usize::from(landing.block);
         self.s.nodes[n].disk.cache[block] = landing.value;
         match landing.of {
-            LandingOf::Nobody => {}
+            LandingOf::Nobody | LandingOf::Former => {}
             LandingOf::Own => {
                 if let Some(write) = self.primary_mut(n)?.writes[block].as_mut() {
                     write.local = true;
@@ -298,7 +310,9 @@ impl World<'_> {
                 node.landing = None;
             }
         }
-        self.orphan_landing(n);
+        if let Some(landing) = &mut self.s.nodes[n].landing {
+            landing.of = LandingOf::Former;
+        }
         self.gone(n);
         Some(())
     }

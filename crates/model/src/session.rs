@@ -13,7 +13,7 @@ impl World<'_> {
         let epoch = primary.epoch;
         let node = &self.s.nodes[x];
         let over = self.primary(x).is_some_and(|q| q.epoch >= epoch);
-        let drained = node.landing.is_none() || !self.has(Rule::Drain);
+        let drained = self.drained(x);
         if primary.sessions[x].on
             || !self.up(x)
             || over
@@ -172,7 +172,7 @@ impl World<'_> {
         if !primary.open
             || !syncing
             || primary.jobs[block].is_some()
-            || !(free || !self.has(Rule::ResyncLock))
+            || (!free && self.has(Rule::ResyncLock))
             || (self.in_doubt(p, block) && self.has(Rule::ResyncSettled))
             || !self.s.nodes[p].bits[block].has(x)
         {

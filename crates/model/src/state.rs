@@ -218,8 +218,10 @@ pub struct Landing {
 /// Who waits for the end of a disk write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LandingOf {
-    /// Nobody: its session, role or process is over.
+    /// Nobody: its session or role is over.
     Nobody,
+    /// A process that is dead; the new one does not know of it.
+    Former,
     /// This primary's own write.
     Own,
     /// A write of the session.

@@ -56,7 +56,7 @@ pub(crate) struct ActivityLog<T> {
 impl<T: Copy> ActivityLog<T> {
     /// An empty log after transaction `number`.
     pub(crate) fn new(geometry: Geometry, slots: u32, number: u64) -> Self {
-        assert!(slots >= 4);
+        assert!(slots >= holdfast_meta::LOG_SLOTS_MIN);
         let slots = slots as usize;
         Self {
             geometry,

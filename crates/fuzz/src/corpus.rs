@@ -173,6 +173,13 @@ pub(crate) fn region() -> Seeds {
     let superblock_at = layout.superblock_slot_offset(1);
     meta::patch(&mut slots, superblock_at + 52, &4_u32.to_le_bytes());
     meta::patch(&mut slots, superblock_at + 128, &[1, 2, 3]);
+    // What was found once: fewer log slots than a replica needs, a peer with two bitmaps, a last run.
+    let mut few = Vec::new();
+    meta::patch(&mut few, superblock_at + 52, &3_u32.to_le_bytes());
+    let mut twice = Vec::new();
+    meta::patch(&mut twice, superblock_at + 128, &[1, 2, 1]);
+    let mut last = Vec::new();
+    meta::patch(&mut last, superblock_at + 64, &u64::MAX.to_le_bytes());
     let mut bits = Vec::new();
     let owner = Owner {
         incarnation: meta::base().incarnation,
@@ -192,6 +199,9 @@ pub(crate) fn region() -> Seeds {
         ("newer", meta::DRESS | 2, newer),
         ("slots", meta::DRESS | 2, slots),
         ("bits", meta::DRESS | 8, bits),
+        ("few-log-slots", meta::DRESS | 2, few),
+        ("peer-twice", meta::DRESS | 2, twice),
+        ("last-run", meta::DRESS | 2, last),
     ])
 }
 

@@ -6,7 +6,10 @@ use holdfast_meta::{
     SUPERBLOCK_SLOT_BYTES, SlotState, Superblock, Transaction, Unsaved, choose, initialise, locate,
     recover_log, superblock_range,
 };
-use holdfast_types::{BlockRange, DiskState, Epoch, Geometry, Incarnation, NodeId, Run, VolumeId};
+use holdfast_replicator::{Action, Config, DiskOp, Now, Replica, Timing};
+use holdfast_types::{
+    BlockRange, DiskState, Epoch, Geometry, Incarnation, NodeId, NodeSet, Run, VolumeId,
+};
 
 /// Switch: checksums and magic are made right first.
 pub(crate) const DRESS: u8 = 1;
@@ -234,7 +237,7 @@ pub(crate) fn bitmap(input: &[u8]) {
     assert!(bitmap.load_page(bitmap.pages(), owner, &bytes).is_err());
 }
 
-/// A store with a good replica on it, patched; then all of it is read.
+/// A store with a good replica on it, patched; then all of it is read, and a replica started from it.
 ///
 /// The input is a list of patches: place in the region (2 bytes), length (1 byte), that many bytes.
 pub(crate) fn region(input: &[u8]) {
@@ -266,12 +269,46 @@ pub(crate) fn region(input: &[u8]) {
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
     check_layout(&located.layout, STORE_BYTES);
+    let found = located.superblock.clone();
     let (at, len) = located.layout.region();
     let recovered = match located.recover(&store[at as usize..(at + len) as usize]) {
         Ok(recovered) => recovered,
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
     assert!(!recovered.to_string().is_empty());
+    let peers: NodeSet = recovered.bitmaps.iter().map(|(node, _)| *node).collect();
+    assert_eq!(
+        peers.len() as usize,
+        recovered.bitmaps.len(),
+        "a peer twice"
+    );
+    assert!(!peers.has(found.node), "bits about itself");
+    // The caller of a replica checks these; everything else is the replica's to bear.
+    if found.check_identity(7, VOLUME, NodeId(0)).is_ok() && found.geometry == GEOMETRY {
+        let cfg = Config {
+            me: NodeId(0),
+            data_nodes: [NodeId(0), NodeId(1), NodeId(2)]
+                .into_iter()
+                .collect::<NodeSet>(),
+            volume: VOLUME,
+            timing: Timing::default(),
+            off: None,
+        };
+        let mut out = Vec::new();
+        match Replica::start(cfg, recovered, 10, Now(1), &mut out) {
+            Ok(replica) => assert!(replica.status().run > found.run),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+        for action in out {
+            if let Action::Disk {
+                op: DiskOp::Write { offset, data, .. },
+                ..
+            } = action
+            {
+                assert!(offset >= start && offset + data.len() as u64 <= STORE_BYTES);
+            }
+        }
+    }
 }
 
 /// Switches 2, 4 and 8: superblocks, transactions, bitmap sectors are made right.

@@ -20,6 +20,8 @@ pub const SUPERBLOCK_SLOT_BYTES: u32 = 4096;
 pub const PEERS_MAX: u8 = NODES_MAX - 1;
 /// Transactions in the activity-log ring. The newest is never overwritten while its successors are in flight.
 pub const LOG_TRANSACTIONS: u32 = 8;
+/// Extents the activity log must be able to hold: the largest write touches a quarter of them, and one more.
+pub const LOG_SLOTS_MIN: u32 = 4;
 /// Blocks in a volume at the most (16 TiB of 4 KiB blocks; 512 MiB of bitmap per peer).
 pub const BLOCKS_MAX: u64 = 1 << 32;
 
@@ -213,11 +215,11 @@ fn check(
     if peers_max == 0 || peers_max > PEERS_MAX {
         return impossible("number of peer slots", peers_max.into(), "from 1 to 7");
     }
-    if log_slots == 0 || log_slots > Layout::log_slots_max(page_bytes) {
+    if log_slots < LOG_SLOTS_MIN || log_slots > Layout::log_slots_max(page_bytes) {
         return impossible(
             "number of activity-log slots",
             log_slots.into(),
-            "from 1 to what one metadata page holds",
+            "from 4 to what one metadata page holds",
         );
     }
     // A bitmap that ends in the middle of a word has its last sector part empty; both are fine.

@@ -25,9 +25,10 @@ mod superblock;
 pub use bitmap::{Bitmap, Unsaved};
 pub use error::MetaError;
 pub use layout::{
-    LOG_TRANSACTIONS, Layout, META_PAGE_BYTES, PEERS_MAX, SECTOR_BYTES, SUPERBLOCK_SLOT_BYTES,
+    LOG_SLOTS_MIN, LOG_TRANSACTIONS, Layout, META_PAGE_BYTES, PEERS_MAX, SECTOR_BYTES,
+    SUPERBLOCK_SLOT_BYTES,
 };
 pub use log::{LogState, Transaction, recover_log};
 pub use page::{Loaded, Owner};
 pub use region::{BitmapStart, Located, Recovered, initialise, locate, superblock_range};
-pub use superblock::{FORMAT_VERSION, SlotState, Superblock, choose};
+pub use superblock::{COUNTER_MAX, FORMAT_VERSION, SlotState, Superblock, choose};

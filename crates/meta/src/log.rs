@@ -5,7 +5,7 @@
 //! durable, and a transaction that only drops extents has a predecessor that names more.
 
 use crate::layout::LOG_TRANSACTIONS;
-use crate::superblock::{u32_at, u64_at};
+use crate::superblock::{COUNTER_MAX, u32_at, u64_at};
 use crate::{Layout, MetaError};
 use bytes::Bytes;
 use holdfast_types::{Incarnation, Run};
@@ -67,7 +67,7 @@ impl Transaction {
         let count = u32_at(header, 32) as usize;
         let end = count.checked_mul(4)?.checked_add(HEADER)?;
         let body = page.get(BODY_AT..end)?;
-        if crc32fast::hash(body) != u32_at(header, 4) {
+        if crc32fast::hash(body) != u32_at(header, 4) || u64_at(header, 8) > COUNTER_MAX {
             return None;
         }
         Some(Self {

@@ -12,6 +12,8 @@ use holdfast_types::{
 
 /// Format of everything in the region.
 pub const FORMAT_VERSION: u32 = 1;
+/// Largest value of whatever only grows, one by one: nothing gets there, so what is larger is rot, and one more fits.
+pub const COUNTER_MAX: u64 = 1 << 62;
 const MAGIC: [u8; 8] = *b"HOLDFAST";
 const SECTOR: usize = SECTOR_BYTES as usize;
 /// Magic, version and checksum stay where they are in every format, so that any program can name any other's.
@@ -152,10 +154,15 @@ impl Superblock {
             return wrong("flags", b[14]);
         }
         let mut peer_slots = [None; PEERS_MAX as usize];
-        for (slot, &byte) in peer_slots.iter_mut().zip(&b[PEERS_AT..]) {
+        for (i, &byte) in (0..peer_slots.len()).zip(&b[PEERS_AT..]) {
+            let node = NodeId(byte);
             match byte {
                 NO_PEER => {}
-                0..NODES_MAX => *slot = Some(NodeId(byte)),
+                // Two bitmaps of one peer: neither would be all that it lacks.
+                0..NODES_MAX if peer_slots.contains(&Some(node)) || byte == b[12] => {
+                    return wrong("peer slot, named twice or the replica's own node", byte);
+                }
+                0..NODES_MAX => peer_slots[i] = Some(node),
                 _ => return wrong("peer slot", byte),
             }
         }
@@ -183,7 +190,17 @@ impl Superblock {
             peer_slots,
             update: u64_at(b, 120),
         };
-        Ok(superblock)
+        let counters = [
+            ("run", superblock.run.0),
+            ("promised epoch", superblock.promised.0),
+            ("epoch", superblock.epoch.0),
+            ("activity-log floor", superblock.log_floor),
+            ("update number", superblock.update),
+        ];
+        match counters.into_iter().find(|(_, value)| *value > COUNTER_MAX) {
+            Some((field, value)) => Err(MetaError::Field { field, value }),
+            None => Ok(superblock),
+        }
     }
 
     /// Offset and bytes of this superblock's write.

@@ -3,9 +3,9 @@
 
 use bytes::Bytes;
 use holdfast_meta::{
-    Bitmap, BitmapStart, FORMAT_VERSION, Layout, Located, MetaError, Owner, PEERS_MAX, Recovered,
-    SECTOR_BYTES, Superblock, Transaction, Unsaved, initialise, locate, recover_log,
-    superblock_range,
+    Bitmap, BitmapStart, COUNTER_MAX, FORMAT_VERSION, LOG_SLOTS_MIN, Layout, Located, MetaError,
+    Owner, PEERS_MAX, Recovered, SECTOR_BYTES, Superblock, Transaction, Unsaved, initialise,
+    locate, recover_log, superblock_range,
 };
 use holdfast_types::{BlockRange, DiskState, Epoch, Geometry, Incarnation, NodeId, Run, VolumeId};
 use proptest::prelude::*;
@@ -104,7 +104,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (any::<u64>(), any::<bool>()).prop_map(|(epoch, clean)| Step::Superblock { epoch, clean }),
+        (0..=COUNTER_MAX, any::<bool>())
+            .prop_map(|(epoch, clean)| Step::Superblock { epoch, clean }),
         prop::collection::vec(0..563u32, 0..600).prop_map(Step::Log),
         (0..2usize, 0..GEOMETRY.blocks, 1..6000u64, any::<bool>()).prop_map(
             |(peer, first, count, set)| Step::Bitmap {
@@ -387,6 +388,35 @@ fn what_is_on_the_store_is_named() {
         superblock.check_identity(7, VolumeId(8), NodeId(1)),
         Err(MetaError::OtherNode { .. })
     ));
+}
+
+/// Whole superblocks that no replica can run on, found by fuzzing.
+#[test]
+fn what_no_replica_can_be_is_refused() {
+    let layout = Layout::new(GEOMETRY, 4 << 20, PEERS_MAX, 100).unwrap();
+    let refused = |change: &dyn Fn(&mut Superblock)| {
+        let mut store = Store::new(&layout, &superblock(4096), 0);
+        let mut superblock = superblock(4096);
+        change(&mut superblock);
+        let (offset, bytes) = superblock.write(&layout);
+        store.write(offset, &bytes, u128::MAX);
+        store.locate()
+    };
+    assert!(refused(&|s| s.log_slots = LOG_SLOTS_MIN).is_ok());
+    let few = refused(&|s| s.log_slots = LOG_SLOTS_MIN - 1);
+    assert!(
+        matches!(few, Err(MetaError::Impossible { value: 3, .. })),
+        "{few:?}"
+    );
+    let last = refused(&|s| s.run = Run(COUNTER_MAX + 1));
+    assert!(
+        matches!(last, Err(MetaError::Field { field: "run", .. })),
+        "{last:?}"
+    );
+    for peer in [NodeId(1), NodeId(0)] {
+        let twice = refused(&|s| s.peer_slots[5] = Some(peer));
+        assert!(matches!(twice, Err(MetaError::Field { .. })), "{twice:?}");
+    }
 }
 
 #[test]

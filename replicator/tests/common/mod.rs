@@ -2,13 +2,16 @@
 //! Scenarios drive it step by step; random schedules are the simulator's business.
 #![allow(dead_code)] // each test file uses its part
 
+#[path = "../../../crates/meta/tests/power/mod.rs"]
+pub mod power;
+
 use bytes::Bytes;
 use holdfast_meta::{
     BitmapStart, FORMAT_VERSION, Layout, Superblock, initialise, locate, superblock_range,
 };
 use holdfast_replicator::{
     Action, Config, DiskOp, Event, FromControl, IoId, Note, Now, Replica, ReqId, Request,
-    RequestError, Timing, ToControl, View,
+    RequestError, Rule, Timing, ToControl, View,
 };
 use holdfast_types::{
     DiskState, Epoch, Gen, Geometry, Incarnation, NodeId, NodeSet, Run, VolumeId,
@@ -37,7 +40,24 @@ pub struct Site {
     /// Every disk operation fails.
     pub fail: bool,
     queue: VecDeque<(IoId, DiskOp)>,
+    /// The same disk with a cache that a loss of power takes; `None`: nobody looks.
+    pub power: Option<power::Disk>,
+    /// Starts so far, so that operations of different runs have different names.
+    starts: u64,
+    /// What has been told to others, and must therefore be on disk.
+    pub told: Told,
 }
+
+/// What a replica has said of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told {
+    pub promised: Epoch,
+    pub run: Run,
+    /// It took a session as no member.
+    pub syncing: bool,
+}
+
+type Watch = Box<dyn FnMut(&Cluster)>;
 
 pub struct Cluster {
     pub sites: Vec<Site>,
@@ -47,6 +67,11 @@ pub struct Cluster {
     frames: VecDeque<(usize, usize, holdfast_wire::Frame)>,
     next_req: u64,
     pub register_up: bool,
+    pub off: Option<Rule>,
+    /// Disks and frames take turns by chance, and disk operations end in any order.
+    pub chance: Option<power::Rng>,
+    /// Looks at everything after each event.
+    pub watch: Option<Watch>,
 }
 
 #[derive(Default)]
@@ -61,10 +86,19 @@ impl Cluster {
 
     /// Only `placed` are recorded as data nodes; the others have a blank replica that knows of all.
     pub fn placed(nodes: usize, placed: &[u8], members: &[u8]) -> Self {
+        let mut cluster = Self::unstarted(nodes, placed, members);
+        for n in 0..nodes {
+            cluster.start(n);
+        }
+        cluster
+    }
+
+    /// The same, not started yet.
+    pub fn unstarted(nodes: usize, placed: &[u8], members: &[u8]) -> Self {
         let all: NodeSet = (0..nodes as u8).map(NodeId).collect();
         let placed: NodeSet = placed.iter().map(|&m| NodeId(m)).collect();
         let in_sync: NodeSet = members.iter().map(|&m| NodeId(m)).collect();
-        let mut cluster = Self {
+        Self {
             sites: (0..nodes)
                 .map(|n| {
                     let me = NodeId(n as u8);
@@ -84,11 +118,18 @@ impl Cluster {
             frames: VecDeque::new(),
             next_req: 1,
             register_up: true,
-        };
-        for n in 0..nodes {
-            cluster.start(n);
+            off: None,
+            chance: None,
+            watch: None,
         }
-        cluster
+    }
+
+    /// A site with this disk, not started.
+    pub fn site(n: usize, all: NodeSet, disk: Vec<u8>) -> Site {
+        Site {
+            disk,
+            ..Site::new(n, all, false)
+        }
     }
 
     pub fn start(&mut self, n: usize) {
@@ -109,8 +150,9 @@ impl Cluster {
             data_nodes: located_nodes,
             volume: VolumeId(7),
             timing: Timing::default(),
-            off: None,
+            off: self.off,
         };
+        site.starts += 1;
         let mut out = Vec::new();
         site.replica = Some(Replica::start(cfg, recovered, site.boot, self.now, &mut out).unwrap());
         self.perform(n, out);
@@ -201,13 +243,21 @@ impl Cluster {
             replica.handle(now, event, &mut out);
         }
         self.perform(n, out);
+        if let Some(mut watch) = self.watch.take() {
+            watch(self);
+            self.watch = Some(watch);
+        }
     }
 
     fn perform(&mut self, n: usize, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Disk { io, op } => self.sites[n].queue.push_back((io, op)),
+                Action::Disk { io, op } => self.sites[n].submit(io, op),
                 Action::Send { peer, frame } => {
+                    if let holdfast_wire::Frame::Attached { stamp, .. } = &frame {
+                        let told = &mut self.sites[n].told.promised;
+                        *told = (*told).max(stamp.epoch);
+                    }
                     self.frames.push_back((n, usize::from(peer.0), frame))
                 }
                 Action::Disconnect { peer } => {
@@ -231,7 +281,15 @@ impl Cluster {
                     );
                 }
                 Action::Control(message) => self.control(n, message),
-                Action::Note(note) => self.sites[n].notes.push(note),
+                Action::Note(note) => {
+                    // A primary says it too, of its peers.
+                    if let Note::Attached { peer, member, .. } = note
+                        && self.view.primary == Some(peer)
+                    {
+                        self.sites[n].told.syncing = !member;
+                    }
+                    self.sites[n].notes.push(note);
+                }
             }
         }
     }
@@ -254,6 +312,8 @@ impl Cluster {
                 }
             }
             ToControl::Promised { epoch } => {
+                let told = &mut self.sites[n].told.promised;
+                *told = (*told).max(epoch);
                 assert_eq!(epoch, self.view.epoch.next());
                 self.view.epoch = epoch;
                 self.view.generation = self.view.generation.next();
@@ -265,12 +325,16 @@ impl Cluster {
             ToControl::Opened { epoch } => self.sites[n].opened = Some(epoch),
             ToControl::Drained { .. } => self.sites[n].drained = true,
             ToControl::Stopped => self.sites[n].stopped = true,
-            ToControl::Started { .. } | ToControl::Deposed { .. } | ToControl::DiskFailed => {}
+            ToControl::Started { run, .. } => self.sites[n].told.run = run,
+            ToControl::Deposed { .. } | ToControl::DiskFailed => {}
         }
     }
 
     fn publish(&mut self) {
         let view = self.view;
+        for n in view.in_sync.iter() {
+            self.sites[usize::from(n.0)].told.syncing = false;
+        }
         for n in 0..self.sites.len() {
             self.event(n, Event::Control(FromControl::View(view)));
         }
@@ -291,6 +355,10 @@ impl Cluster {
 
     /// Runs disks and lanes until nothing moves.
     pub fn settle(&mut self) {
+        if self.chance.is_some() {
+            while self.any() {}
+            return;
+        }
         loop {
             let mut moved = false;
             for n in 0..self.sites.len() {
@@ -300,7 +368,7 @@ impl Cluster {
                     let result = if self.sites[n].fail {
                         Err(holdfast_replicator::DiskError::Io)
                     } else {
-                        Ok(self.sites[n].apply(&op))
+                        Ok(self.sites[n].apply(io, &op))
                     };
                     self.event(n, Event::DiskDone { io, result });
                     moved = true;
@@ -328,7 +396,7 @@ impl Cluster {
             let mut moved = false;
             for n in 0..self.sites.len() {
                 if let Some((io, op)) = self.sites[n].queue.pop_front() {
-                    let result = Ok(self.sites[n].apply(&op));
+                    let result = Ok(self.sites[n].apply(io, &op));
                     self.event(n, Event::DiskDone { io, result });
                     f(self);
                     moved = true;
@@ -350,13 +418,39 @@ impl Cluster {
             }
         }
     }
+    /// One step of whatever may come next, by chance; false if nothing moved.
+    pub fn any(&mut self) -> bool {
+        let mut ready: Vec<usize> = (0..self.sites.len())
+            .filter(|&n| !self.sites[n].slow && !self.sites[n].queue.is_empty())
+            .collect();
+        if !self.frames.is_empty() {
+            ready.push(usize::MAX);
+        }
+        let rng = self.chance.as_mut().expect("by chance");
+        if ready.is_empty() {
+            return false;
+        }
+        let n = ready[rng.below(ready.len() as u64) as usize];
+        if n == usize::MAX {
+            let (from, to, frame) = self.frames.pop_front().expect("not empty");
+            let peer = NodeId(from as u8);
+            self.event(to, Event::Frame { peer, frame });
+        } else {
+            let i = rng.below(self.sites[n].queue.len() as u64) as usize;
+            let (io, op) = self.sites[n].queue.remove(i).expect("inside");
+            let result = Ok(self.sites[n].apply(io, &op));
+            self.event(n, Event::DiskDone { io, result });
+        }
+        true
+    }
+
     /// One step; false if nothing moved.
     pub fn one(&mut self) -> bool {
         for n in 0..self.sites.len() {
             if !self.sites[n].slow
                 && let Some((io, op)) = self.sites[n].queue.pop_front()
             {
-                let result = Ok(self.sites[n].apply(&op));
+                let result = Ok(self.sites[n].apply(io, &op));
                 self.event(n, Event::DiskDone { io, result });
                 return true;
             }
@@ -496,6 +590,9 @@ impl Site {
             slow: false,
             fail: false,
             queue: VecDeque::new(),
+            power: None,
+            starts: 0,
+            told: Told::default(),
         };
         for (offset, bytes) in initialise(&layout, &superblock, start).unwrap() {
             site.disk[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
@@ -503,7 +600,32 @@ impl Site {
         site
     }
 
-    fn apply(&mut self, op: &DiskOp) -> Bytes {
+    fn submit(&mut self, io: IoId, op: DiskOp) {
+        let name = self.starts << 32 | io.0;
+        if let Some(power) = &mut self.power {
+            match &op {
+                DiskOp::Write { offset, data, .. } => power.write(name, *offset, data),
+                DiskOp::Zero { offset, len, .. } => {
+                    power.write(name, *offset, &vec![0; *len as usize])
+                }
+                DiskOp::Flush => power.flush(name),
+                DiskOp::Read { .. } => {}
+            }
+        }
+        self.queue.push_back((io, op));
+    }
+
+    fn apply(&mut self, io: IoId, op: &DiskOp) -> Bytes {
+        let name = self.starts << 32 | io.0;
+        if let Some(power) = &mut self.power {
+            match op {
+                DiskOp::Write { durable, .. } | DiskOp::Zero { durable, .. } => {
+                    power.written(name, *durable)
+                }
+                DiskOp::Flush => power.flushed(name),
+                DiskOp::Read { .. } => {}
+            }
+        }
         match op {
             DiskOp::Read { offset, len } => {
                 let from = *offset as usize;
@@ -527,8 +649,8 @@ impl Site {
         self.slow = false;
     }
     fn flush_queue(&mut self) {
-        while let Some((_, op)) = self.queue.pop_front() {
-            self.apply(&op);
+        while let Some((io, op)) = self.queue.pop_front() {
+            self.apply(io, &op);
         }
     }
 }

@@ -264,12 +264,127 @@ pub enum FromControl {
         /// Whose replica.
         peer: NodeId,
     },
-    /// Compare all blocks with that peer by hash. Answered by [`Note::Verified`].
-    Verify {
-        /// With whom.
-        peer: NodeId,
-    },
+    /// Compare all blocks by hash. Answered by [`Note::Verified`].
+    Verify(VerifyOrder),
+    /// What the operator wants of resync takes the place of what the configuration says.
+    Resync(ResyncOrder),
 }
+
+/// Bounds of resync for one volume, shared by all peers that are being resynced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncBounds {
+    /// It goes on at least this fast beside the application, in bytes per second.
+    pub min: u64,
+    /// It never goes faster; `None`: as fast as it can.
+    pub max: Option<u64>,
+    /// It does not go on at all. New writes still reach the peers.
+    pub paused: bool,
+}
+
+impl Default for ResyncBounds {
+    fn default() -> Self {
+        Self {
+            min: 4 << 20,
+            max: None,
+            paused: false,
+        }
+    }
+}
+
+/// What an operator said about resync; `None`: as configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncOrder {
+    /// In place of the configured [`ResyncBounds::min`].
+    pub min: Option<u64>,
+    /// In place of the configured [`ResyncBounds::max`].
+    pub max: Option<u64>,
+    /// Paused.
+    pub paused: bool,
+}
+
+impl ResyncOrder {
+    /// The bounds that follow, where nothing else is said from those of the configuration.
+    pub fn over(&self, configured: ResyncBounds) -> ResyncBounds {
+        let max = self.max.or(configured.max);
+        let min = self.min.unwrap_or(configured.min);
+        ResyncBounds {
+            min: max.map_or(min, |max| min.min(max)),
+            max,
+            paused: self.paused,
+        }
+    }
+}
+
+/// A verify that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyOrder {
+    /// With whom the primary's copy is compared; empty: with every other member of the in-sync set.
+    pub peers: NodeSet,
+    /// Make equal what differs.
+    pub repair: Option<Repair>,
+    /// Bytes per second at the most.
+    pub max_rate: Option<u64>,
+    /// By the calendar, not by an operator.
+    pub scrub: bool,
+}
+
+/// Who is right where copies differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Repair {
+    /// What more than half of the in-sync set has; what has no majority stays as it is.
+    Majority,
+    /// This node, which is the primary or a member.
+    Source(NodeId),
+}
+
+/// How a verify ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// What was asked for.
+    pub order: VerifyOrder,
+    /// It did not begin, for this reason.
+    pub refused: Option<String>,
+    /// Bytes of the primary's copy that were compared.
+    pub compared_bytes: u64,
+    /// With whom, and what was found.
+    pub peers: Vec<VerifyPeer>,
+}
+
+impl VerifyReport {
+    /// All of every copy was compared.
+    pub fn is_complete(&self) -> bool {
+        self.refused.is_none() && self.peers.iter().all(|p| p.complete)
+    }
+    /// Blocks that differed, over all peers.
+    pub fn differing_blocks(&self) -> u64 {
+        self.peers.iter().map(|p| p.differing_blocks).sum()
+    }
+    /// Blocks that were made equal, over all peers.
+    pub fn repaired_blocks(&self) -> u64 {
+        self.peers.iter().map(|p| p.repaired_blocks).sum()
+    }
+}
+
+/// What a verify found on one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyPeer {
+    /// Who.
+    pub node: NodeId,
+    /// It stayed until the end.
+    pub complete: bool,
+    /// Where it differed from the primary, in order, neighbours joined; cut short after
+    /// [`VERIFY_RANGES_MAX`].
+    pub differing: Vec<holdfast_types::BlockRange>,
+    /// Blocks that differed.
+    pub differing_blocks: u64,
+    /// Blocks of those that are equal now.
+    pub repaired_blocks: u64,
+    /// Blocks of those where nobody had a majority, or the source could not be asked.
+    pub undecided_blocks: u64,
+}
+
+/// Ranges that a verify reports per peer at the most.
+pub const VERIFY_RANGES_MAX: usize = 4096;
 
 /// What a replica tells the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -373,6 +488,8 @@ pub enum Note {
         peer: NodeId,
         /// Payload bytes sent.
         sent_bytes: u64,
+        /// Blocks that went as zeroes, without payload.
+        zero_blocks: u64,
         /// Blocks compared by hash and found equal.
         equal_blocks: u64,
     },
@@ -381,12 +498,16 @@ pub enum Note {
         /// In-doubt blocks looked at.
         blocks: u64,
     },
-    /// A verify ended.
-    Verified {
-        /// With whom.
-        peer: NodeId,
-        /// What differs; `None` if it could not be finished (the peer left).
-        differing: Option<Vec<holdfast_types::BlockRange>>,
+    /// A verify ended, or did not begin.
+    Verified(VerifyReport),
+    /// A verify made these blocks equal on all members.
+    Repaired {
+        /// Which.
+        range: holdfast_types::BlockRange,
+        /// Whose copy was right.
+        source: NodeId,
+        /// Whose copies were overwritten.
+        wrong: NodeSet,
     },
     /// A peer or a client sent something that is against the protocol; it was disconnected.
     Protocol {
@@ -433,8 +554,34 @@ pub struct Status {
     pub read_bytes: u64,
     /// Activity-log transactions written.
     pub log_writes: u64,
+    /// How resync goes in general; of a secondary: as it would.
+    pub resync: ResyncStatus,
+    /// A verify that is under way.
+    pub verify: Option<VerifyStatus>,
     /// The other data nodes.
     pub peers: Vec<PeerStatus>,
+}
+
+/// The controller of resync as status shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    /// The bounds in force.
+    pub bounds: ResyncBounds,
+    /// It goes beside an application that is busy, and is held to this many bytes per second (or by the ceiling).
+    pub held_to: Option<u64>,
+}
+
+/// A verify under way as status shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    /// What was asked for.
+    pub order: VerifyOrder,
+    /// Bytes compared.
+    pub done_bytes: u64,
+    /// Of late.
+    pub bytes_per_second: u64,
+    /// Bytes that differ, over all peers.
+    pub differing_bytes: u64,
 }
 
 /// A peer as status shows it.
@@ -452,8 +599,12 @@ pub struct PeerStatus {
     pub out_of_sync_bytes: u64,
     /// Payload bytes sent by the running or last resync.
     pub resync_sent_bytes: u64,
+    /// Bytes of the running or last resync that went as zeroes.
+    pub resync_zero_bytes: u64,
     /// Bytes of the running or last resync compared by hash and found equal.
     pub resync_equal_bytes: u64,
+    /// Bytes per second made equal of late, however that was done.
+    pub resync_bytes_per_second: u64,
     /// A verify is running: bytes done.
     pub verify_done_bytes: Option<u64>,
 }

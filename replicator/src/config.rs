@@ -7,12 +7,22 @@ use holdfast_types::{NodeId, NodeSet, VolumeId};
 pub const REQUESTS_MAX: usize = 1024;
 /// Largest piece a write or read is cut into for locking and sending, in blocks (1 MiB of 4 KiB blocks).
 pub const PIECE_BLOCKS_MAX: u64 = 256;
-/// Blocks compared or copied by one resync job (256 KiB of 4 KiB blocks).
-pub const JOB_BLOCKS_MAX: u64 = 64;
-/// Resync, reconcile and verify jobs in flight at once.
-pub const JOBS_MAX: usize = 8;
+/// Blocks of one resync job (1 MiB of 4 KiB blocks).
+pub const JOB_BLOCKS_MAX: u64 = 256;
+/// Blocks of a job that somebody may have to wait for: reconciliation, verify, repair (256 KiB of 4 KiB blocks).
+pub const JOB_BLOCKS_SHORT: u64 = 64;
+/// Blocks that lack nothing and are read over rather than begin another job.
+pub const JOB_GAP_MAX: u64 = 8;
+/// Resync, reconcile, verify and repair jobs in flight at once; bytes in flight are the controller's business.
+pub const JOBS_MAX: usize = 256;
+/// Jobs that reconcile or repair at once.
+pub const PUSH_JOBS_MAX: usize = 8;
+/// Ranges of a resynced peer that the members are told of in one go.
+pub const SYNCED_RANGES_MAX: usize = 64;
 /// Writes a syncing replica may leave unanswered; further ones are not sent to it but left to resync.
 pub const LAG_MAX: usize = 512;
+/// Bytes of writes a syncing replica may leave unanswered; they are held in memory for it.
+pub const LAG_BYTES_MAX: u64 = 16 << 20;
 /// Writes a syncing replica may have unanswered when it begins to count.
 pub const CUT_LAG_MAX: usize = 64;
 /// How long a member that the operator dismissed is not taken in again, should its removal not be recorded, in milliseconds.

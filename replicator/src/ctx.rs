@@ -13,7 +13,9 @@ use crate::activity::{ActivityLog, Step};
 use crate::bits::Bits;
 use crate::config::Config;
 use crate::rules::Rule;
-use crate::{Action, DiskError, DiskOp, IoId, Note, Now, ToControl, View};
+use crate::{
+    Action, DiskError, DiskOp, IoId, Note, Now, ResyncBounds, ResyncOrder, ToControl, View,
+};
 use bytes::Bytes;
 use holdfast_meta::{Layout, Superblock, Transaction, Unsaved};
 use holdfast_types::{BlockRange, DiskState, Epoch, NodeId, NodeSet, SessionId};
@@ -39,6 +41,8 @@ pub(crate) struct Life(pub u64);
 pub(crate) enum LogUser {
     Piece(PieceId),
     Recv(RecvId),
+    /// A repair of the primary's own copy: its token and blocks.
+    Fix(u64, BlockRange),
 }
 
 /// What a disk operation of a role was for.
@@ -168,6 +172,9 @@ pub(crate) struct Ctx {
     pub(crate) links: BTreeMap<NodeId, Link>,
     /// Nodes that are connected and hold no replica by what this node knows.
     pub(crate) strangers: NodeSet,
+    /// Bounds of resync by the configuration, and what the operator last said about them.
+    pub(crate) resync_configured: ResyncBounds,
+    pub(crate) resync_order: ResyncOrder,
     pub(crate) disk_failed: bool,
     pub(crate) writes_in_flight: u32,
     ios: BTreeMap<IoId, Purpose>,
@@ -224,6 +231,8 @@ impl Ctx {
             life: Life(0),
             links,
             strangers: NodeSet::EMPTY,
+            resync_configured: ResyncBounds::default(),
+            resync_order: ResyncOrder::default(),
             disk_failed: false,
             writes_in_flight: 0,
             ios: BTreeMap::new(),
@@ -307,6 +316,11 @@ impl Ctx {
         if self.links.get(&peer).is_some_and(|l| l.up) {
             self.out.push(Action::Disconnect { peer });
         }
+    }
+
+    /// The bounds of resync in force.
+    pub(crate) fn resync(&self) -> ResyncBounds {
+        self.resync_order.over(self.resync_configured)
     }
 
     // ---- disk

@@ -45,11 +45,14 @@ enum What {
     Hash {
         token: u64,
     },
+    Fetch {
+        token: u64,
+    },
 }
 
 impl What {
     fn is_write(&self) -> bool {
-        !matches!(self, Self::Hash { .. })
+        !matches!(self, Self::Hash { .. } | Self::Fetch { .. })
     }
 }
 
@@ -160,7 +163,7 @@ impl Follower {
                 What::Resync { .. } if recv.lock.is_some() && !ctx.off(Rule::ResyncLogged) => {
                     ctx.release(recv.range);
                 }
-                What::Resync { .. } | What::Hash { .. } => {}
+                What::Resync { .. } | What::Hash { .. } | What::Fetch { .. } => {}
             }
             if let Some(lock) = recv.lock {
                 // Without waking anybody: those behind are dropped too, or on disk already.
@@ -400,6 +403,22 @@ impl Follower {
             Frame::Grown { stamp, node } if ours(stamp) && ctx.others().has(node) => {
                 ctx.bits.replace(node, &[]);
             }
+            Frame::Synced {
+                stamp,
+                node,
+                ranges,
+            } if ours(stamp) && ctx.others().has(node) => {
+                for range in ranges {
+                    ctx.bits.clear(node, range);
+                }
+            }
+            Frame::Fetch {
+                stamp,
+                token,
+                range,
+            } if ours(stamp) => {
+                self.receive(ctx, stamp, range, Mode::Shared, What::Fetch { token });
+            }
             Frame::Resync {
                 stamp,
                 token,
@@ -456,7 +475,7 @@ impl Follower {
         let id = RecvId(self.next_recv);
         self.next_recv += 1;
         let extents = match what {
-            What::Hash { .. } => None,
+            What::Hash { .. } | What::Fetch { .. } => None,
             // Sent again: the first one holds the extents still.
             What::Write { seq, .. } => {
                 (!self.open.get(&seq).is_some_and(|o| o.logged)).then_some(range)
@@ -529,7 +548,7 @@ impl Follower {
                 RoleIo::RecvWrite(id),
                 ctx.write_op(range, data.clone(), false),
             ),
-            What::Hash { .. } => (RoleIo::RecvHash(id), ctx.read_op(range)),
+            What::Hash { .. } | What::Fetch { .. } => (RoleIo::RecvHash(id), ctx.read_op(range)),
         };
         ctx.role_io(io, op);
     }
@@ -576,6 +595,12 @@ impl Follower {
                 stamp: recv.stamp,
                 token,
                 hashes: hash_blocks(&bytes, ctx.layout.geometry.block_bytes),
+            },
+            What::Fetch { token } => Frame::Fetched {
+                stamp: recv.stamp,
+                token,
+                range: recv.range,
+                data: bytes,
             },
         };
         if let Some((peer, stamp)) = self.session

@@ -17,8 +17,8 @@ use crate::follower::Follower;
 use crate::primary::Primary;
 use crate::rules::Rule;
 use crate::{
-    Action, Config, Event, FromControl, Note, Now, PeerStatus, Request, RequestError, Status,
-    ToControl, View,
+    Action, Config, Event, FromControl, Note, Now, PeerStatus, Request, RequestError, ResyncBounds,
+    ResyncStatus, Status, ToControl, VerifyReport, View,
 };
 use holdfast_meta::{MetaError, Recovered, Unsaved};
 use holdfast_types::{DiskState, Epoch, NodeId, Role, Run};
@@ -137,6 +137,13 @@ impl Replica {
         };
         replica.finish(out);
         Ok(replica)
+    }
+
+    /// Bounds of resync by the configuration; what an operator orders goes before them.
+    #[must_use]
+    pub fn with_resync(mut self, bounds: ResyncBounds) -> Self {
+        self.ctx.resync_configured = bounds;
+        self
     }
 
     /// Something happened: appends what is to be done to `out`, in order.
@@ -370,6 +377,9 @@ impl Replica {
     }
 
     fn control(&mut self, message: FromControl) {
+        if let FromControl::Resync(order) = message {
+            self.ctx.resync_order = order;
+        }
         match (&mut self.state, message) {
             (State::Stopping { .. } | State::Stopped, _) => {}
             (_, FromControl::View(view)) => self.viewed(view),
@@ -386,11 +396,13 @@ impl Replica {
                 f.withdraw(&mut self.ctx, epoch, committed);
             }
             (State::Follower(_), FromControl::Lead(view)) => self.lead(view),
-            (State::Follower(_), FromControl::Verify { peer }) => {
-                self.ctx.note(Note::Verified {
-                    peer,
-                    differing: None,
-                });
+            (State::Follower(_), FromControl::Verify(order)) => {
+                self.ctx.note(Note::Verified(VerifyReport {
+                    order,
+                    refused: Some("this node is not the primary".into()),
+                    compared_bytes: 0,
+                    peers: Vec::new(),
+                }));
             }
             (State::Follower(_) | State::Starting { .. }, _) => {}
         }
@@ -502,7 +514,7 @@ impl Replica {
                 | Wake::Stored(_)
                 | Wake::Flushed
                 | Wake::View(_)
-                | Wake::Log(LogUser::Piece(_)) => {}
+                | Wake::Log(LogUser::Piece(_) | LogUser::Fix(..)) => {}
             },
         }
     }
@@ -677,6 +689,14 @@ impl Replica {
             written_bytes: primary.map_or(0, |p| p.written_bytes),
             read_bytes: primary.map_or(0, |p| p.read_bytes),
             log_writes: ctx.log.writes,
+            resync: primary.map_or_else(
+                || ResyncStatus {
+                    bounds: ctx.resync(),
+                    held_to: None,
+                },
+                |p| p.resync_status(ctx),
+            ),
+            verify: primary.and_then(|p| p.verify_status(ctx)),
             peers: ctx
                 .others()
                 .iter()
@@ -709,7 +729,9 @@ impl Replica {
             out_of_sync_bytes: self.ctx.bits.dirty(node).count()
                 * u64::from(self.ctx.layout.geometry.block_bytes),
             resync_sent_bytes: 0,
+            resync_zero_bytes: 0,
             resync_equal_bytes: 0,
+            resync_bytes_per_second: 0,
             verify_done_bytes: None,
         }
     }

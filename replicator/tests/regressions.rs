@@ -3,7 +3,7 @@
 mod common;
 
 use common::{BLOCK, Cluster};
-use holdfast_replicator::{Event, FromControl, Request};
+use holdfast_replicator::{Event, FromControl, Request, VerifyOrder};
 use holdfast_types::{Epoch, NodeId};
 
 /// A promise + withdraw, then Grown wipes the only trace of an unsettled write.
@@ -68,7 +68,7 @@ fn syncing() -> Cluster {
     c.event(0, Event::Tick);
     c
 }
-/// Verify on a syncing peer, then it leaves.
+/// Resync under way, a verify asked for, then the peer leaves.
 #[test]
 fn verify_and_resync_then_down() {
     for k in 0..200 {
@@ -76,7 +76,8 @@ fn verify_and_resync_then_down() {
         while !c.sites[0].replica.as_ref().unwrap().status().peers[0].attached {
             assert!(c.one());
         }
-        c.event(0, Event::Control(FromControl::Verify { peer: NodeId(1) }));
+        let order = VerifyOrder::default();
+        c.event(0, Event::Control(FromControl::Verify(order)));
         for _ in 0..k {
             c.one();
         }

@@ -4,7 +4,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{BLOCK, Cluster};
-use holdfast_replicator::{Event, FromControl, Note, Request, RequestError};
+use holdfast_replicator::{Event, FromControl, Note, Request, RequestError, VerifyOrder};
 use holdfast_types::{NodeId, NodeSet, Role};
 
 fn set(nodes: &[u8]) -> NodeSet {
@@ -291,13 +291,19 @@ fn verify_finds_what_differs() {
     let mut c = Cluster::new(2, &[0, 1]);
     c.promote(0);
     c.sites[1].disk[64 * 9] = 1;
-    c.event(0, Event::Control(FromControl::Verify { peer: NodeId(1) }));
+    let order = VerifyOrder::default();
+    c.event(0, Event::Control(FromControl::Verify(order)));
     c.settle();
     let found = c.sites[0].notes.iter().find_map(|n| match n {
-        Note::Verified { differing, .. } => differing.clone(),
+        Note::Verified(report) => Some(report.clone()),
         _ => None,
     });
-    assert_eq!(found.unwrap(), vec![holdfast_types::BlockRange::new(9, 1)]);
+    let found = found.unwrap();
+    assert!(found.is_complete());
+    assert_eq!(
+        found.peers[0].differing,
+        vec![holdfast_types::BlockRange::new(9, 1)]
+    );
     // Distrust it: removed, compared, taken in again.
     c.event(
         0,

@@ -61,11 +61,16 @@ Example:
 
 All nodes must be up. A backing that holds anything else is refused, and nothing is changed.")]
     Create(ResourceArgs),
-    /// Compare a copy with the primary's by hash; exit status 1 if they differ
-    #[command(
-        after_help = "Example:\n  holdfast verify data:beta\n  holdfast verify data:beta/recordings"
-    )]
-    Verify(AddressArgs),
+    /// Compare copies with the primary's by hash, online; exit status 1 if they differ
+    #[command(after_help = "\
+Example:
+  holdfast verify data                                       all members of the in-sync set
+  holdfast verify data:beta/recordings                       only beta's copy
+  holdfast verify data --repair                              what most copies have is right
+  holdfast verify data --repair --source beta                what beta has is right
+
+Without --repair nothing is changed. Every repaired range is told in the log of the primary.")]
+    Verify(VerifyArgs),
     /// Distrust a copy: compare and resync all of it
     #[command(after_help = "Example:\n  holdfast resync data:beta")]
     Resync(AddressArgs),
@@ -246,6 +251,25 @@ pub(crate) enum ReplicaCommand {
         #[arg(long, value_name = "PATH")]
         backing: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// `RESOURCE[:NODE][/VOLUME]`; without a node all members of the in-sync set are compared
+    pub(crate) address: Address,
+    /// Make equal what differs; exit status 0 if everything is equal in the end
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Whose copy is right: a node, or `majority` for what more than half of the in-sync set has
+    #[arg(
+        long,
+        value_name = "NODE",
+        requires = "repair",
+        default_value = "majority"
+    )]
+    pub(crate) source: String,
 }
 
 #[derive(Debug, ClapArgs)]

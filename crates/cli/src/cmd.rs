@@ -9,6 +9,7 @@ mod record_client;
 mod record_server;
 mod sim;
 mod status;
+mod verify;
 mod wait;
 
 use crate::args::{Args, Command};
@@ -24,7 +25,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Command::Promote(args) => admin::promote(args, json),
         Command::Demote(args) => admin::demote(args, json),
         Command::Create(args) => admin::create(args, json),
-        Command::Verify(args) => admin::verify(args, json),
+        Command::Verify(args) => verify::run(args, json),
         Command::Resync(args) => admin::resync(args, json),
         Command::Replica(command) => admin::replica(command, json),
         Command::Wait(args) => wait::run(&args, json),

@@ -9,7 +9,7 @@ use crate::message::Body;
 use crate::node::Node;
 use crate::resource::Blocked;
 use crate::state::Command;
-use holdfast_types::{Incarnation, NodeId};
+use holdfast_types::{Incarnation, NodeId, NodeSet};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
@@ -128,20 +128,21 @@ impl Node {
                     node,
                 };
                 let msg = FromControl::Invalidate { peer: node };
-                self.ask_primary(now, asker, &resource, volume, node, msg, request)
+                let nodes = NodeSet::only(node);
+                self.ask_primary(now, asker, &resource, volume, nodes, msg, request)
             }
             AdminRequest::Verify {
                 resource,
                 volume,
-                node,
+                order,
             } => {
                 let request = AdminRequest::Verify {
                     resource: resource.clone(),
                     volume,
-                    node,
+                    order,
                 };
-                let msg = FromControl::Verify { peer: node };
-                self.ask_primary(now, asker, &resource, volume, node, msg, request)
+                let msg = FromControl::Verify(order);
+                self.ask_primary(now, asker, &resource, volume, order.peers, msg, request)
             }
         };
         match result {
@@ -424,7 +425,7 @@ impl Node {
         asker: Asker,
         resource: &str,
         volume: Option<VolumeIx>,
-        node: NodeId,
+        nodes: NodeSet,
         msg: FromControl,
         request: AdminRequest,
     ) -> Result<Option<Goal>, AdminReply> {
@@ -440,13 +441,13 @@ impl Node {
                 "{resource} has no primary to compare with: promote one first"
             )));
         };
-        if primary == node {
-            let name = self.config.name_of(node);
+        if nodes.has(primary) {
+            let name = self.config.name_of(primary);
             return Err(refused(format!(
                 "{name} is the primary of {resource}: its copy is the data; promote another node first"
             )));
         }
-        if !self.data_nodes(ix).contains(&node) {
+        if let Some(node) = nodes.iter().find(|n| !self.data_nodes(ix).contains(n)) {
             let name = self.config.name_of(node);
             return Err(refused(format!("{name} holds no replica of {resource}")));
         }

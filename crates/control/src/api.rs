@@ -31,7 +31,7 @@ pub use crate::config::{
 };
 pub use crate::message::{MESSAGE_BYTES_MAX, Message};
 pub use crate::state::{Change, CreateVolume, HistoryEntry, ResourceRecord, Wanted};
-pub use holdfast_replicator::{FromControl, Now, SetChange, ToControl, View};
+pub use holdfast_replicator::{FromControl, Now, Repair, SetChange, ToControl, VerifyOrder, View};
 
 /// Position of a resource in [`Config::resources`]; the same on every node.
 #[derive(
@@ -412,14 +412,14 @@ pub enum AdminRequest {
         /// Whose copy.
         node: NodeId,
     },
-    /// Compare a node's copy with the primary's by hash, block by block; answered when started.
+    /// Compare copies with the primary's by hash, block by block; answered when started.
     Verify {
         /// Name of the resource.
         resource: String,
         /// Which volume; `None`: all.
         volume: Option<VolumeIx>,
-        /// Whose copy.
-        node: NodeId,
+        /// Whose, and what to do with what differs.
+        order: VerifyOrder,
     },
 }
 

@@ -47,16 +47,19 @@ pub enum Request {
         /// Which.
         resource: String,
     },
-    /// Compare a peer's copy with the primary's, block by block. Answered by [`Answer::Verified`].
+    /// Compare copies with the primary's, block by block. Answered by [`Answer::Verified`].
     Verify {
         /// Which resource.
         resource: String,
         /// Which volume; `None`: the only one.
         #[serde(default)]
         volume: Option<String>,
-        /// Whose copy; `None`: the only other one.
+        /// Whose copy; `None`: every member's of the in-sync set.
         #[serde(default)]
         peer: Option<String>,
+        /// Make equal what differs, after what is right: the name of a node, or [`MAJORITY`].
+        #[serde(default)]
+        repair: Option<String>,
     },
     /// Do not trust a peer's copy: compare and resync all of it.
     Resync {
@@ -124,6 +127,9 @@ pub enum Request {
     Shutdown,
 }
 
+/// In place of a node's name: what more than half of the in-sync set has is right.
+pub const MAJORITY: &str = "majority";
+
 /// What must be typed to promote a node that lacks data which another node has.
 pub const FORCE_CONSENT: &str = "lose newer data";
 
@@ -169,11 +175,29 @@ pub enum Answer {
         differing_bytes: u64,
         /// Where, as byte offset and length; at most [`DIFFERING_RANGES_MAX`] of them.
         differing: Vec<(u64, u64)>,
+        /// The same for each copy that was compared.
+        #[serde(default)]
+        peers: Vec<VerifiedPeer>,
     },
     /// To [`Request::History`], oldest first.
     History(Vec<HistoryLine>),
     /// To [`Request::Timeline`], oldest first.
     Timeline(Vec<TimelineEntry>),
+}
+
+/// A copy that was compared with the primary's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedPeer {
+    /// Whose.
+    pub node: String,
+    /// Bytes that differed.
+    pub differing_bytes: u64,
+    /// Bytes of those that are equal now.
+    pub repaired_bytes: u64,
+    /// Bytes of those where no copy could be said to be right.
+    pub undecided_bytes: u64,
+    /// Where they differed, as byte offset and length; at most [`DIFFERING_RANGES_MAX`] of them.
+    pub differing: Vec<(u64, u64)>,
 }
 
 /// Differing ranges reported by one verify at the most.
@@ -349,6 +373,9 @@ pub struct VolumeInfo {
     pub local: Option<LocalStatus>,
     /// Resyncs and verifies that run, as the primary sees them.
     pub transfers: Vec<Transfer>,
+    /// What holds for its resyncs, as the primary sees it.
+    #[serde(default)]
+    pub resync: Option<ResyncInfo>,
     /// Where applications get at it on the telling node.
     pub frontends: Vec<FrontendInfo>,
 }
@@ -360,6 +387,21 @@ pub struct ReplicaInfo {
     pub node: String,
     /// State of its disk.
     pub disk: DiskState,
+}
+
+/// How the resyncs of a volume go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncInfo {
+    /// The operator has paused them.
+    pub paused: bool,
+    /// They go on at least this fast beside the application, in bytes per second.
+    pub min_bytes_per_second: u64,
+    /// They never go faster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes_per_second: Option<u64>,
+    /// What they are held to at present: beside a busy application, or by the ceiling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_to_bytes_per_second: Option<u64>,
 }
 
 /// A resync or verify.

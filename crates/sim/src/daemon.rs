@@ -447,7 +447,12 @@ impl World {
             rep::Note::Resynced { .. } => self.trace.mark("resync complete"),
             rep::Note::Reconciled { blocks: 0 } => self.trace.mark("nothing to reconcile"),
             rep::Note::Reconciled { .. } => self.trace.mark("reconciled"),
-            rep::Note::Verified { .. } => self.trace.mark("verify ended"),
+            rep::Note::Verified(report) if report.refused.is_some() => {
+                self.trace.mark("verify refused");
+            }
+            rep::Note::Verified(report) if report.is_complete() => self.trace.mark("verify ended"),
+            rep::Note::Verified(_) => self.trace.mark("verify cut short"),
+            rep::Note::Repaired { .. } => self.trace.mark("repaired"),
             rep::Note::DiskFailed { .. } => self.trace.mark("disk failure noted"),
             rep::Note::Protocol { .. } => self.trace.mark("protocol note"),
         }

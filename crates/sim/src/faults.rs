@@ -10,6 +10,7 @@ use crate::scenario::{Fault, MS, S};
 use crate::world::{Ev, World};
 use holdfast_control::{self as control, AdminId, AdminRequest, VolumeIx};
 use holdfast_meta::BitmapStart;
+use holdfast_replicator as rep;
 use holdfast_types::NodeId;
 
 /// What ends after a while.
@@ -149,13 +150,29 @@ impl World {
                     AdminRequest::Verify {
                         resource,
                         volume,
-                        node,
+                        order: self.verify_order(),
                     }
                 };
                 self.admin(n, request);
             }
             Fault::CleanRestart => self.stop_cleanly(n),
             Fault::Aftermath => self.strike_at_opening = true,
+        }
+    }
+
+    /// A verify of all members, now and then with repair: in a healthy cluster there is nothing to repair, and nothing
+    /// may come of it.
+    fn verify_order(&mut self) -> rep::VerifyOrder {
+        let repair = match self.rng.fault.below(4) {
+            0 => Some(rep::Repair::Majority),
+            1 => Some(rep::Repair::Source(NodeId(
+                self.rng.fault.below(self.scenario.data_nodes.into()) as u8,
+            ))),
+            _ => None,
+        };
+        rep::VerifyOrder {
+            repair,
+            ..rep::VerifyOrder::default()
         }
     }
 

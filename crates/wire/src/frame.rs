@@ -163,6 +163,16 @@ pub enum Frame {
         /// The new member.
         node: NodeId,
     },
+    /// `node`, which is being resynced, has these blocks: bits for it can go. Without it a resync would begin
+    /// anew when the primary is lost (rule 17).
+    Synced {
+        /// Session.
+        stamp: Stamp,
+        /// Who has them.
+        node: NodeId,
+        /// Which blocks; exactly these.
+        ranges: Vec<BlockRange>,
+    },
 
     // ---- write lane, replica to primary
     /// The session is taken: promise stored, older writes ended, and this may differ.
@@ -237,6 +247,26 @@ pub enum Frame {
         /// xxh3-128 of each block, in order.
         hashes: Vec<u128>,
     },
+    /// Primary to replica: send these blocks, for a repair of other copies.
+    Fetch {
+        /// Session.
+        stamp: Stamp,
+        /// To match the answer.
+        token: u64,
+        /// Which.
+        range: BlockRange,
+    },
+    /// Replica to primary: the blocks.
+    Fetched {
+        /// Session.
+        stamp: Stamp,
+        /// The question's.
+        token: u64,
+        /// Which.
+        range: BlockRange,
+        /// The bytes.
+        data: Bytes,
+    },
 }
 
 impl Frame {
@@ -246,7 +276,9 @@ impl Frame {
             Self::Resync { .. }
             | Self::Resynced { .. }
             | Self::Hash { .. }
-            | Self::Hashes { .. } => Lane::Bulk,
+            | Self::Hashes { .. }
+            | Self::Fetch { .. }
+            | Self::Fetched { .. } => Lane::Bulk,
             Self::Hello(_)
             | Self::Refuse { .. }
             | Self::Ping { .. }
@@ -259,6 +291,7 @@ impl Frame {
             | Self::Flush { .. }
             | Self::Cut { .. }
             | Self::Grown { .. }
+            | Self::Synced { .. }
             | Self::Attached { .. }
             | Self::Ack { .. }
             | Self::Flushed { .. }

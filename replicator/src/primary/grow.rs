@@ -220,6 +220,7 @@ impl Primary {
                 ctx.note(Note::Resynced {
                     peer,
                     sent_bytes: session.sent_bytes,
+                    zero_blocks: session.zero_blocks,
                     equal_blocks: session.equal_blocks,
                 });
             }

@@ -14,6 +14,7 @@
 
 mod grow;
 mod jobs;
+mod pace;
 mod requests;
 mod sessions;
 mod writes;
@@ -23,12 +24,13 @@ use crate::ctx::{After, Ctx, JobId, LogUser, PieceId, RoleIo, Wake};
 use crate::locks::RangeLocks;
 use crate::rules::Rule;
 use crate::{
-    DiskError, FromControl, Note, Now, ReqId, Request, RequestError, SetChange, ToControl, View,
+    DiskError, FromControl, Now, ReqId, Request, RequestError, SetChange, ToControl, View,
 };
 use bytes::Bytes;
 use holdfast_meta::Unsaved;
 use holdfast_types::{BlockRange, DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Seq};
-use jobs::{Job, Verify};
+use jobs::{Jobs, Verify};
+use pace::Pace;
 use requests::{Open, Piece};
 use sessions::Session;
 use std::collections::{BTreeMap, VecDeque};
@@ -116,8 +118,10 @@ pub(crate) struct Primary {
     flush_next: Vec<ReqId>,
     next_token: u64,
 
-    jobs: BTreeMap<JobId, Job>,
-    next_job: u64,
+    jobs: Jobs,
+    pace: Pace,
+    /// Blocks that peers have got and the members were not told of yet.
+    synced: BTreeMap<NodeId, Vec<BlockRange>>,
     verify: Option<Verify>,
     doubted: u64,
     reconciled_noted: bool,
@@ -170,8 +174,9 @@ impl Primary {
             flush: None,
             flush_next: Vec::new(),
             next_token: 1,
-            jobs: BTreeMap::new(),
-            next_job: 1,
+            jobs: Jobs::default(),
+            pace: Pace::new(ctx.now, ctx.resync()),
+            synced: BTreeMap::new(),
             verify: None,
             doubted: 0,
             reconciled_noted: false,
@@ -329,7 +334,11 @@ impl Primary {
                     self.propose_removal(ctx, peer, SetChange::Dismissed);
                 }
             }
-            FromControl::Verify { peer } => self.start_verify(ctx, peer),
+            FromControl::Verify(order) => self.start_verify(ctx, order),
+            FromControl::Resync(_) => {
+                self.pace.set_bounds(ctx.resync());
+                self.pump_jobs(ctx);
+            }
             FromControl::Lead(_)
             | FromControl::Promise { .. }
             | FromControl::Withdraw { .. }
@@ -474,6 +483,7 @@ impl Primary {
         for peer in ctx.others().iter() {
             self.consider(ctx, peer);
         }
+        self.send_synced(ctx);
         self.pump_jobs(ctx);
     }
 
@@ -519,7 +529,10 @@ impl Primary {
     /// The earliest time something has to be done.
     pub(crate) fn deadline(&self, ctx: &Ctx) -> Now {
         let tick = ctx.now.plus_ms(50);
-        self.close_due.map_or(tick, |d| d.min(tick))
+        [self.close_due, self.pace.due(), self.verify_due()]
+            .into_iter()
+            .flatten()
+            .fold(tick, Now::min)
     }
 
     // ---- things that ended
@@ -527,6 +540,7 @@ impl Primary {
     pub(crate) fn wake(&mut self, ctx: &mut Ctx, wake: Wake) {
         match wake {
             Wake::Log(LogUser::Piece(piece)) => self.piece_logged(ctx, piece),
+            Wake::Log(LogUser::Fix(token, range)) => self.fix_logged(ctx, token, range),
             Wake::Saved(After::Open(life)) if life == ctx.life => self.marked(ctx),
             Wake::Io(io, bytes) => match io {
                 RoleIo::PieceRead(piece) => self.piece_read(ctx, piece, bytes),
@@ -600,11 +614,6 @@ impl Primary {
                 result: Err(RequestError::NotPrimary),
             });
         }
-        if let Some(verify) = self.verify.take() {
-            ctx.note(Note::Verified {
-                peer: verify.peer,
-                differing: None,
-            });
-        }
+        self.end_verify(ctx);
     }
 }

@@ -6,6 +6,7 @@
 //! - reads wait for overlapping writes, frozen ones included (rule 11);
 //! - nothing is answered without a lease.
 
+use super::pace::Class;
 use super::writes::Source;
 use super::{Owner, Phase, Primary};
 use crate::activity::ActivityLog;
@@ -13,13 +14,16 @@ use crate::config::{PIECE_BLOCKS_MAX, REQUESTS_MAX};
 use crate::ctx::{Ctx, LogUser, PieceId, RoleIo};
 use crate::locks::{LockId, Mode};
 use crate::rules::Rule;
-use crate::{Action, ReqId, Request, RequestError};
+use crate::{Action, Now, ReqId, Request, RequestError};
 use bytes::{Bytes, BytesMut};
 use holdfast_types::{BlockRange, REQUEST_BYTES_MAX};
 
 /// A request being worked on.
 #[derive(Clone, Debug)]
 pub(super) struct Open {
+    /// What it is, and when it was taken up: its latency is what resync must spare.
+    class: Class,
+    since: Now,
     /// Pieces not ended.
     left: u32,
     /// Bytes of a write not cut into pieces yet (zeroes are cut as they go, a request may be 4 GiB long).
@@ -84,7 +88,15 @@ impl Primary {
     }
 
     fn start(&mut self, ctx: &mut Ctx, req: ReqId, request: Request) {
+        let class = match &request {
+            Request::Read { .. } => Class::Read,
+            Request::Write { .. } | Request::Zero { .. } => Class::Write,
+            Request::Flush => Class::Flush,
+        };
+        self.pace.request_began(ctx.now);
         let mut open = Open {
+            class,
+            since: ctx.now,
             left: 0,
             rest: None,
             reply: Bytes::new(),
@@ -314,7 +326,9 @@ impl Primary {
         req: ReqId,
         result: Result<Bytes, RequestError>,
     ) {
-        self.requests.remove(&req);
+        if let Some(open) = self.requests.remove(&req) {
+            self.pace.request_ended(ctx.now, open.class, open.since);
+        }
         if self.may_answer(ctx) {
             ctx.out.push(Action::Complete { req, result });
         } else {
@@ -339,6 +353,9 @@ impl Primary {
 
     /// The only copy cannot be read or written: fail what waits (rule 23).
     pub(crate) fn fail_all(&mut self, ctx: &mut Ctx) {
+        for open in self.requests.values() {
+            self.pace.request_ended(ctx.now, open.class, open.since);
+        }
         let open: Vec<ReqId> = std::mem::take(&mut self.requests).into_keys().collect();
         let queued: Vec<ReqId> = std::mem::take(&mut self.backlog)
             .into_iter()

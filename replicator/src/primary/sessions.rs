@@ -1,6 +1,8 @@
 //! The primary's side of its sessions with the replicas.
 
+use super::pace::Meter;
 use super::{Phase, Primary};
+use crate::config::{LAG_BYTES_MAX, LAG_MAX};
 use crate::ctx::Ctx;
 use crate::rules::Rule;
 use crate::{Note, Now, SetChange};
@@ -20,6 +22,8 @@ pub(super) enum Stable {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
     pub(super) range: BlockRange,
+    /// Bytes of data that are kept for it.
+    pub(super) bytes: u64,
     /// Its answer clears the peer's bits: no newer write of a block of it was kept from the peer.
     pub(super) clears: bool,
 }
@@ -33,14 +37,41 @@ pub(super) struct Session {
     pub(super) log_slots: u32,
     /// Writes sent and not answered.
     pub(super) unanswered: BTreeMap<Seq, Sent>,
+    /// Bytes of these.
+    pub(super) unanswered_bytes: u64,
     /// Where the next resync job looks first.
     pub(super) cursor: u64,
     pub(super) sent_bytes: u64,
+    pub(super) zero_blocks: u64,
     pub(super) equal_blocks: u64,
+    /// Bytes made equal, over time.
+    pub(super) meter: Meter,
     /// What was resynced is on its stable storage.
     pub(super) stable: Stable,
     /// Nothing is known of its blocks: compare all.
     pub(super) strange: bool,
+}
+
+impl Session {
+    /// A write goes to the peer.
+    pub(super) fn sent(&mut self, seq: Seq, sent: Sent) {
+        self.unanswered_bytes += sent.bytes;
+        if let Some(again) = self.unanswered.insert(seq, sent) {
+            self.unanswered_bytes -= again.bytes;
+        }
+    }
+
+    /// It answered.
+    pub(super) fn answered(&mut self, seq: Seq) -> Option<Sent> {
+        let sent = self.unanswered.remove(&seq)?;
+        self.unanswered_bytes -= sent.bytes;
+        Some(sent)
+    }
+
+    /// As much is on its way as may be to a peer that does not count.
+    pub(super) fn lags(&self) -> bool {
+        self.unanswered.len() >= LAG_MAX || self.unanswered_bytes >= LAG_BYTES_MAX
+    }
 }
 
 impl Primary {
@@ -83,9 +114,12 @@ impl Primary {
             life: (hello.incarnation, hello.run),
             log_slots: hello.log_slots,
             unanswered: BTreeMap::new(),
+            unanswered_bytes: 0,
             cursor: 0,
             sent_bytes: 0,
+            zero_blocks: 0,
             equal_blocks: 0,
+            meter: Meter::default(),
             stable: Stable::No,
             strange,
         };
@@ -182,6 +216,12 @@ impl Primary {
                 token,
                 hashes,
             } if s == stamp && attached => self.hashes(ctx, peer, token, hashes),
+            Frame::Fetched {
+                stamp: s,
+                token,
+                data,
+                ..
+            } if s == stamp && attached => self.fetched(ctx, peer, token, data),
             // Of an older session: void (rules 10, 21).
             _ => {}
         }

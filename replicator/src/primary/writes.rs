@@ -7,7 +7,7 @@
 
 use super::sessions::Sent;
 use super::{Drain, Owner, Phase, Primary};
-use crate::config::{CLOSE_EVERY, LAG_MAX};
+use crate::config::CLOSE_EVERY;
 use crate::ctx::{Ctx, JobId, PieceId, RoleIo};
 use crate::rules::Rule;
 use crate::{DiskOp, Now, ReqId};
@@ -20,8 +20,10 @@ use holdfast_wire::{Frame, Stamp};
 pub(super) enum Source {
     /// A piece of an application's request.
     Piece(PieceId),
-    /// A reconciliation pushes this node's copy: it is on the local disk already.
+    /// A reconciliation or repair pushes this node's copy: it is on the local disk already.
     Push(JobId),
+    /// A repair brings another node's copy.
+    Fix(JobId),
 }
 
 /// A write that is not settled.
@@ -100,7 +102,7 @@ impl Primary {
         };
         let counted = self.counted(ctx);
         for (&peer, session) in self.sessions.iter_mut().filter(|(_, s)| s.attached) {
-            if !counted.has(peer) && session.unanswered.len() >= LAG_MAX {
+            if !counted.has(peer) && session.lags() {
                 // It cannot keep up: its bits are set, resync brings the blocks. No older answer may clear them.
                 for sent in session
                     .unanswered
@@ -111,10 +113,12 @@ impl Primary {
                 }
                 continue;
             }
-            session.unanswered.insert(
+            let bytes = write.data.as_ref().map_or(0, |d| d.len() as u64);
+            session.sent(
                 seq,
                 Sent {
                     range,
+                    bytes,
                     clears: true,
                 },
             );
@@ -143,7 +147,7 @@ impl Primary {
         let Some(session) = self.sessions.get_mut(&peer) else {
             return;
         };
-        let Some(Sent { range, clears }) = session.unanswered.remove(&seq) else {
+        let Some(Sent { range, clears, .. }) = session.answered(seq) else {
             return;
         };
         if !self.in_sync.has(peer) && clears {
@@ -210,6 +214,10 @@ impl Primary {
                 self.piece_written(ctx, piece);
             }
             Source::Push(job) => self.job_pushed(ctx, job, seq),
+            Source::Fix(job) => {
+                ctx.release(write.range);
+                self.job_pushed(ctx, job, seq);
+            }
         }
         self.pump_drain(ctx);
     }
@@ -253,6 +261,7 @@ impl Primary {
     pub(super) fn send_closes(&mut self, ctx: &mut Ctx) {
         self.close_due = None;
         self.unsent_closes = 0;
+        self.send_synced(ctx);
         for (upto, set) in std::mem::take(&mut self.closes) {
             for (&peer, session) in self.sessions.iter().filter(|(_, s)| s.attached) {
                 ctx.send(
@@ -294,9 +303,10 @@ impl Primary {
         {
             let sent = Sent {
                 range: write.range,
+                bytes: write.data.as_ref().map_or(0, |d| d.len() as u64),
                 clears: true,
             };
-            session.unanswered.insert(seq, sent);
+            session.sent(seq, sent);
             write.sent = write.sent.with(peer);
             write.issued = ctx.now;
             ctx.send(peer, Self::write_frame(stamp, seq, write));

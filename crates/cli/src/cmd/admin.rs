@@ -7,11 +7,7 @@ use crate::args::{
 };
 use crate::client::{Client, unexpected};
 use crate::failure::Failure;
-use crate::render::units;
 use holdfast_node::api_types::{Answer, HistoryLine, Request};
-
-/// Differing ranges shown to people.
-const RANGES_SHOWN: usize = 10;
 
 pub(super) fn promote(args: PromoteArgs, json: bool) -> Result<(), Failure> {
     simple(
@@ -133,45 +129,6 @@ pub(super) fn isolate(args: &IsolateArgs, json: bool) -> Result<(), Failure> {
     )
 }
 
-pub(super) fn verify(args: AddressArgs, json: bool) -> Result<(), Failure> {
-    let a = args.address;
-    let request = Request::Verify {
-        resource: a.resource,
-        volume: a.volume,
-        peer: a.node,
-    };
-    let (differing_bytes, differing) = match ask(&args.daemon, &request, json)? {
-        Answer::Verified {
-            differing_bytes,
-            differing,
-        } => (differing_bytes, differing),
-        other => return Err(unexpected(&other)),
-    };
-    if json {
-        println!(
-            "{}",
-            serde_json::json!({ "differing_bytes": differing_bytes, "differing": differing })
-        );
-    }
-    if differing_bytes == 0 {
-        if !json {
-            println!("the copies are equal");
-        }
-        return Ok(());
-    }
-    let mut message = format!("{} differ:", units::bytes(differing_bytes));
-    for (offset, length) in differing.iter().take(RANGES_SHOWN) {
-        message += &format!("\n  {} at byte {offset}", units::bytes(*length));
-    }
-    if differing.len() > RANGES_SHOWN {
-        message += &format!(
-            "\n  and {} more ranges (--json lists them)",
-            differing.len() - RANGES_SHOWN
-        );
-    }
-    Err(Failure::CheckFailed(message))
-}
-
 pub(super) fn history(args: &RoleArgs, json: bool) -> Result<(), Failure> {
     let lines = match ask(&args.daemon, &Request::History, json)? {
         Answer::History(lines) => lines,
@@ -202,7 +159,7 @@ fn simple(daemon: &DaemonArgs, request: &Request, json: bool) -> Result<(), Fail
     Ok(())
 }
 
-fn ask(daemon: &DaemonArgs, request: &Request, json: bool) -> Result<Answer, Failure> {
+pub(super) fn ask(daemon: &DaemonArgs, request: &Request, json: bool) -> Result<Answer, Failure> {
     let client = Client::find(daemon)?;
     let mut shown = Shown::new(json);
     client.ask(request, |progress| shown.show(progress))

@@ -200,6 +200,7 @@ impl Run<'_> {
             resource: RESOURCE.into(),
             volume: None,
             peer: None,
+            repair: None,
         };
         let answer =
             self.cluster

@@ -343,13 +343,19 @@ fn promote_refuses_what_cannot_be() {
     let request = AdminRequest::Verify {
         resource: "r0".into(),
         volume: None,
-        node: NodeId(0),
+        order: VerifyOrder {
+            peers: NodeSet::only(NodeId(0)),
+            ..VerifyOrder::default()
+        },
     };
     assert!(refused(&w.ask(1, request, 1000)).contains("primary"));
     let request = AdminRequest::Verify {
         resource: "r0".into(),
         volume: None,
-        node: NodeId(1),
+        order: VerifyOrder {
+            peers: NodeSet::only(NodeId(1)),
+            ..VerifyOrder::default()
+        },
     };
     done(&w.ask(2, request, 1000));
 }

@@ -509,7 +509,6 @@ impl Daemon {
             hosts,
             leases,
             closed,
-            rates: self.rates.clone(),
         });
     }
 

@@ -22,6 +22,7 @@ mod requests;
 mod sentences;
 mod status;
 mod timer;
+mod verify;
 
 pub use book::Book;
 pub use message::{Answer, MeshMessage, Question, VolumeKey};
@@ -221,7 +222,6 @@ struct Daemon {
     leases: BTreeMap<ResourceIx, Now>,
     /// Volumes whose disks do not answer.
     stalled: BTreeSet<VolumeKey>,
-    rates: status::Rates,
     /// Latest promotion told of, by position of the resource.
     epochs: BTreeMap<ResourceIx, Epoch>,
     isolated: bool,
@@ -430,7 +430,6 @@ async fn build(p: Parts<'_>) -> anyhow::Result<Built> {
         watchers: Vec::new(),
         leases: BTreeMap::new(),
         stalled: BTreeSet::new(),
-        rates: status::Rates::default(),
         epochs: BTreeMap::new(),
         isolated: false,
         stopping: None,

@@ -1,21 +1,20 @@
 //! What clients ask, and what other daemons ask on their behalf.
 
-use super::{Answer, Context, Input, Question, api, create, members, sentences, status};
-use crate::api_types::{
-    self as types, ApiError, DIFFERING_RANGES_MAX, ErrorCode, Progress, Reply, Request,
+use super::{
+    Answer, Context, Input, Question, VolumeKey, api, create, members, sentences, status, verify,
 };
+use crate::api_types::{self as types, ApiError, ErrorCode, Progress, Reply, Request};
 use holdfast_config::Resource;
 use holdfast_control::{
     AdminReply, AdminRequest, FORCE_CONSENT, ResourceIx, ResourceStatus, Status as ControlStatus,
     VolumeIx,
 };
-use holdfast_replicator::Note;
-use holdfast_types::{BLOCK_BYTES, NodeId, NodeSet};
+use holdfast_types::{NodeId, NodeSet};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// How often a client that waits is told what for.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+pub(super) const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How long a request that was handed to another node may take.
 const FORWARD_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -80,60 +79,35 @@ pub(super) async fn perform(cx: &Context, request: Request, client: &ToClient) -
             create::create(cx, ix, client).await
         }
         Request::Verify {
-            resource,
-            volume,
-            peer,
+            ref resource,
+            ref volume,
+            ref peer,
+            ref repair,
         } => {
-            let line = Request::Verify {
-                resource: resource.clone(),
-                volume: volume.clone(),
-                peer: peer.clone(),
+            let asked = verify::Asked {
+                peer: peer.as_deref(),
+                repair: repair.as_deref(),
             };
-            match copy_of(
-                cx,
-                &resource,
-                volume.as_deref(),
-                peer.as_deref(),
-                line,
-                client,
-            )
-            .await?
-            {
+            match at_primary(cx, resource, volume.as_deref(), &request, client).await? {
                 Either::Forwarded(told) => told,
-                Either::Here(copy) => verify(cx, &copy, client).await,
+                Either::Here(held) => verify::verify(cx, &held, &asked, client).await,
             }
         }
         Request::Resync {
-            resource,
-            volume,
-            peer,
-        } => {
-            let line = Request::Resync {
-                resource: resource.clone(),
-                volume: volume.clone(),
-                peer: peer.clone(),
-            };
-            match copy_of(
-                cx,
-                &resource,
-                volume.as_deref(),
-                peer.as_deref(),
-                line,
-                client,
-            )
-            .await?
-            {
-                Either::Forwarded(told) => told,
-                Either::Here(copy) => {
-                    let ask = AdminRequest::Invalidate {
-                        resource,
-                        volume: Some(copy.key.volume),
-                        node: copy.node,
-                    };
-                    admin(cx, ask).await
-                }
+            ref resource,
+            ref volume,
+            ref peer,
+        } => match at_primary(cx, resource, volume.as_deref(), &request, client).await? {
+            Either::Forwarded(told) => told,
+            Either::Here(held) => {
+                let ask = AdminRequest::Invalidate {
+                    resource: resource.clone(),
+                    volume: Some(held.key.volume),
+                    node: copy_of(cx, &held, peer.as_deref())?,
+                };
+                admin(cx, ask).await
             }
-        }
+        },
         Request::ReplicaAdd {
             resource,
             volume,
@@ -307,28 +281,27 @@ async fn waiting(cx: &Context, resource: &str, request: AdminRequest, client: &T
     }
 }
 
-/// Another node's copy of a volume whose primary is here.
-struct Copy {
-    key: super::VolumeKey,
-    node: NodeId,
+/// A volume and who holds replicas of it.
+pub(super) struct Held {
+    pub(super) key: VolumeKey,
+    pub(super) holders: NodeSet,
 }
 
+/// A volume whose primary is here, or what the primary said.
 enum Either {
-    Here(Copy),
+    Here(Held),
     Forwarded(Told),
 }
 
-/// Finds the copy a client means; if the primary is elsewhere, that node does the rest.
-async fn copy_of(
+/// Finds the volume a client means; if the primary is elsewhere, that node does the rest.
+async fn at_primary(
     cx: &Context,
     resource: &str,
     volume: Option<&str>,
-    peer: Option<&str>,
-    request: Request,
+    request: &Request,
     client: &ToClient,
 ) -> Result<Either, ApiError> {
     let (ix, r) = known(cx, resource)?;
-    let bad = |message: String| error(ErrorCode::BadRequest, message);
     let volume_ix = volume_of(r, volume)?;
     let status = control_status(cx).await?;
     let primary = record(&status, resource)?.primary.ok_or_else(|| {
@@ -339,7 +312,7 @@ async fn copy_of(
     })?;
     if primary != cx.me.id {
         return Ok(Either::Forwarded(
-            forward(cx, primary, &request, client).await,
+            forward(cx, primary, request, client).await,
         ));
     }
     let holders: NodeSet = record(&status, resource)?
@@ -348,30 +321,40 @@ async fn copy_of(
         .map_or(NodeSet::EMPTY, |v| {
             v.replicas.iter().map(|r| r.node).collect()
         });
-    let others = holders.without(primary);
-    let node = match peer {
-        Some(name) => cx
-            .config
-            .node(name)
-            .map(|n| n.id)
-            .filter(|n| others.has(*n))
-            .ok_or_else(|| bad(format!("{name:?} holds no other copy of {resource}")))?,
-        None if others.len() == 1 => others.iter().next().unwrap_or(primary),
-        None => {
-            return Err(bad(format!(
-                "{resource} has {} other copies: say whose",
-                others.len()
-            )));
-        }
-    };
-    let key = super::VolumeKey {
-        resource: ix,
-        volume: volume_ix,
-    };
-    Ok(Either::Here(Copy { key, node }))
+    Ok(Either::Here(Held {
+        key: VolumeKey {
+            resource: ix,
+            volume: volume_ix,
+        },
+        holders,
+    }))
 }
 
-fn record<'a>(status: &'a ControlStatus, resource: &str) -> Result<&'a ResourceStatus, ApiError> {
+/// The other copy a client names, or the only one there is.
+fn copy_of(cx: &Context, held: &Held, peer: Option<&str>) -> Result<NodeId, ApiError> {
+    let bad = |message: String| error(ErrorCode::BadRequest, message);
+    let (resource, _) = cx.names(held.key);
+    let others = held.holders.without(cx.me.id);
+    match peer {
+        Some(name) => node_of(cx, others, name)
+            .ok_or_else(|| bad(format!("{name:?} holds no other copy of {resource}"))),
+        None if others.len() == 1 => Ok(others.iter().next().unwrap_or(cx.me.id)),
+        None => Err(bad(format!(
+            "{resource} has {} other copies: say whose",
+            others.len()
+        ))),
+    }
+}
+
+/// The node of this name, if it is one of these.
+pub(super) fn node_of(cx: &Context, among: NodeSet, name: &str) -> Option<NodeId> {
+    cx.config.node(name).map(|n| n.id).filter(|n| among.has(*n))
+}
+
+pub(super) fn record<'a>(
+    status: &'a ControlStatus,
+    resource: &str,
+) -> Result<&'a ResourceStatus, ApiError> {
     status
         .resources
         .iter()
@@ -411,76 +394,6 @@ async fn forward(cx: &Context, to: NodeId, request: &Request, client: &ToClient)
         )),
         Err(e) => Err(error(ErrorCode::TimedOut, e)),
     }
-}
-
-async fn verify(cx: &Context, copy: &Copy, client: &ToClient) -> Told {
-    let (resource, volume) = cx.names(copy.key);
-    let (tx, mut notes) = mpsc::unbounded_channel();
-    cx.tell(Input::Watch {
-        key: copy.key,
-        notes: tx,
-    });
-    admin(
-        cx,
-        AdminRequest::Verify {
-            resource,
-            volume: Some(copy.key.volume),
-            node: copy.node,
-        },
-    )
-    .await?;
-    let mut look = tokio::time::interval(PROGRESS_EVERY);
-    loop {
-        tokio::select! {
-            note = notes.recv() => match note {
-                Some(Note::Verified { peer, differing }) if peer == copy.node => return verified(cx, copy, differing),
-                Some(_) => {}
-                None => return Err(error(ErrorCode::Internal, "the daemon stops")),
-            },
-            _ = look.tick() => {
-                let (resource, _) = cx.names(copy.key);
-                if record(&control_status(cx).await?, &resource)?.primary != Some(cx.me.id) {
-                    return Err(error(ErrorCode::TimedOut, format!("{} is primary no longer", cx.me.name)));
-                }
-                if let Some(progress) = verify_progress(cx, copy, &volume).await {
-                    let _ = client.send(Reply::Progress(progress));
-                }
-            }
-        }
-    }
-}
-
-async fn verify_progress(cx: &Context, copy: &Copy, volume: &str) -> Option<Progress> {
-    let facts = cx.ask_loop(|reply| Input::Facts { reply }).await.ok()?;
-    let volumes = facts
-        .volumes
-        .into_iter()
-        .filter(|(k, _)| *k == copy.key)
-        .collect();
-    let found = cx.replica_status(volumes).await;
-    let status = &found.get(&copy.key)?.replica;
-    let peer = status.peers.iter().find(|p| p.node == copy.node)?;
-    Some(Progress {
-        what: format!("volume {volume}: comparing with {}", cx.name(copy.node)),
-        done_bytes: Some(peer.verify_done_bytes?),
-        total_bytes: Some(status.size_bytes),
-    })
-}
-
-fn verified(cx: &Context, copy: &Copy, differing: Option<Vec<holdfast_types::BlockRange>>) -> Told {
-    let Some(ranges) = differing else {
-        let text = format!("the comparison was cut short: {} left", cx.name(copy.node));
-        return Err(error(ErrorCode::TimedOut, text));
-    };
-    let bytes = |blocks: u64| blocks * u64::from(BLOCK_BYTES);
-    Ok(types::Answer::Verified {
-        differing_bytes: ranges.iter().map(|r| bytes(r.count)).sum(),
-        differing: ranges
-            .iter()
-            .take(DIFFERING_RANGES_MAX)
-            .map(|r| (bytes(r.first), bytes(r.count)))
-            .collect(),
-    })
 }
 
 /// Only what the primary alone can do is done for another node's client.

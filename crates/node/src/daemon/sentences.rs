@@ -7,7 +7,7 @@ use holdfast_control::{
     HostStep, Note as ControlNote, ResourceIx, ResourceStatus, SetChange, Status as ControlStatus,
     StepDownReason,
 };
-use holdfast_replicator::Note;
+use holdfast_replicator::{Note, VerifyReport};
 use holdfast_types::NodeSet;
 
 /// The history of all resources, oldest first within each.
@@ -257,26 +257,35 @@ pub(super) fn describe_replica(cx: &Context, note: &Note) -> (&'static str, Stri
         Note::Resynced {
             peer,
             sent_bytes,
+            zero_blocks,
             equal_blocks,
         } => (
             "resynced",
             format!(
-                "{} is equal: {sent_bytes} bytes sent, {equal_blocks} blocks were equal",
+                "{} is equal: {sent_bytes} bytes sent, {zero_blocks} blocks went as zeroes, \
+                 {equal_blocks} blocks were equal",
                 cx.name(*peer)
             ),
         ),
         Note::Reconciled { blocks } => {
             ("reconciled", format!("{blocks} blocks in doubt made equal"))
         }
-        Note::Verified { peer, differing } => {
-            let what = match differing {
-                None => "was cut short".into(),
-                Some(d) if d.is_empty() => "found no difference".into(),
-                Some(d) => format!("found {} ranges that DIFFER", d.len()),
-            };
+        Note::Verified(report) => ("verified", verified(cx, report)),
+        Note::Repaired {
+            range,
+            source,
+            wrong,
+        } => {
+            let wrong: Vec<String> = wrong.iter().map(|n| cx.name(n)).collect();
             (
-                "verified",
-                format!("comparison with {} {what}", cx.name(*peer)),
+                "repaired",
+                format!(
+                    "{} blocks at block {} differed: the copy of {} was right, that of {} is overwritten",
+                    range.count,
+                    range.first,
+                    cx.name(*source),
+                    wrong.join(" and ")
+                ),
             )
         }
         Note::Protocol { peer, what } => (
@@ -285,4 +294,33 @@ pub(super) fn describe_replica(cx: &Context, note: &Note) -> (&'static str, Stri
         ),
         Note::DiskFailed { what } => ("disk-failed", what.clone()),
     }
+}
+
+fn verified(cx: &Context, report: &VerifyReport) -> String {
+    if let Some(why) = &report.refused {
+        return format!("no comparison: {why}");
+    }
+    let peers = report.peers.iter().map(|p| {
+        let name = cx.name(p.node);
+        let mut text = match p.differing_blocks {
+            0 => format!("{name} is equal"),
+            n => format!("{n} blocks of {name} DIFFER"),
+        };
+        if p.differing_blocks > 0 && report.order.repair.is_some() {
+            text += &format!(
+                ", {} repaired, {} undecided",
+                p.repaired_blocks, p.undecided_blocks
+            );
+        }
+        if !p.complete {
+            text += " as far as it was compared before it left";
+        }
+        text
+    });
+    let peers: Vec<String> = peers.collect();
+    format!(
+        "{} bytes were compared: {}",
+        report.compared_bytes,
+        peers.join("; ")
+    )
 }

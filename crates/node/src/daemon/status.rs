@@ -4,7 +4,7 @@ use super::requests::{control_status, error};
 use super::{Answer, Context, Input, Question, VolumeKey};
 use crate::api_types::{
     ApiError, ClusterStatus, ErrorCode, FrontendInfo, Item, LocalStatus, NodeInfo, Phase,
-    ReplicaInfo, ResourceInfo, ResourceNode, Transfer, TransferKind, VolumeInfo,
+    ReplicaInfo, ResourceInfo, ResourceNode, ResyncInfo, Transfer, TransferKind, VolumeInfo,
 };
 use crate::clock;
 use crate::hostops;
@@ -16,15 +16,12 @@ use holdfast_control::{
 use holdfast_replicator::Now;
 use holdfast_types::{NodeId, NodeSet};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long a volume loop may take to say how it is: it answers at its next turn, unless it hangs.
 pub(super) const LOOP_TIME_MAX: Duration = Duration::from_millis(500);
 /// How long the primary of a resource may take to tell of its transfers.
 const PRIMARY_TIME_MAX: Duration = Duration::from_millis(500);
-/// Shortest time over which a rate is measured, in milliseconds.
-const RATE_MS_MIN: u64 = 200;
 
 /// What the loop knows besides the control plane.
 pub(super) struct Facts {
@@ -32,54 +29,11 @@ pub(super) struct Facts {
     pub(super) hosts: Vec<hostops::Facts>,
     pub(super) leases: BTreeMap<ResourceIx, Now>,
     pub(super) closed: BTreeMap<VolumeKey, String>,
-    pub(super) rates: Rates,
 }
 
 impl std::fmt::Debug for Facts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Facts").finish_non_exhaustive()
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    at: Now,
-    done: u64,
-    rate: u64,
-}
-
-/// A volume, a peer, and whether it is a verify.
-type TransferKey = (VolumeKey, NodeId, bool);
-
-/// How fast transfers go, from one look to the next.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Rates(Arc<Mutex<BTreeMap<TransferKey, Sample>>>);
-
-impl Rates {
-    /// Bytes per second of a transfer that has done so much.
-    fn of(&self, key: VolumeKey, peer: NodeId, verify: bool, done: u64, now: Now) -> u64 {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let sample = map.entry((key, peer, verify)).or_insert(Sample {
-            at: now,
-            done,
-            rate: 0,
-        });
-        if done < sample.done {
-            *sample = Sample {
-                at: now,
-                done,
-                rate: 0,
-            };
-        }
-        let ms = now.ms_since(sample.at);
-        if ms >= RATE_MS_MIN {
-            *sample = Sample {
-                at: now,
-                done,
-                rate: (done - sample.done) * 1000 / ms,
-            };
-        }
-        sample.rate
     }
 }
 
@@ -201,7 +155,7 @@ fn resource(
                     }
                 }
             }
-            volume(cx, key, r, facts, &host, local.get(&key), remote)
+            volume(cx, key, r, &host, local.get(&key), remote)
         })
         .collect();
     why.extend(placement(cx, ix, r));
@@ -271,7 +225,6 @@ fn volume(
     cx: &Context,
     key: VolumeKey,
     r: &ResourceStatus,
-    facts: &Facts,
     host: &hostops::Facts,
     local: Option<&VolumeStatus>,
     remote: &BTreeMap<NodeId, Vec<(VolumeKey, LocalStatus)>>,
@@ -299,9 +252,13 @@ fn volume(
             })
             .collect(),
         local: local.map(|s| s.replica.clone()),
-        transfers: at_primary
-            .map(|s| transfers(cx, key, s, &facts.rates))
-            .unwrap_or_default(),
+        transfers: at_primary.map(|s| transfers(cx, s)).unwrap_or_default(),
+        resync: at_primary.map(|s| ResyncInfo {
+            paused: s.resync.bounds.paused,
+            min_bytes_per_second: s.resync.bounds.min,
+            max_bytes_per_second: s.resync.bounds.max,
+            held_to_bytes_per_second: s.resync.held_to,
+        }),
         frontends: frontends
             .map(|(_, kind, path)| FrontendInfo {
                 kind: (*kind).to_owned(),
@@ -312,19 +269,18 @@ fn volume(
     }
 }
 
-fn transfers(cx: &Context, key: VolumeKey, s: &LocalStatus, rates: &Rates) -> Vec<Transfer> {
-    let now = clock::now();
+fn transfers(cx: &Context, s: &LocalStatus) -> Vec<Transfer> {
     let mut found = Vec::new();
     for peer in s.peers.iter().filter(|p| p.attached) {
         let name = cx.name(peer.node);
         if peer.out_of_sync_bytes > 0 {
-            let done = peer.resync_sent_bytes + peer.resync_equal_bytes;
+            let done = peer.resync_sent_bytes + peer.resync_zero_bytes + peer.resync_equal_bytes;
             found.push(Transfer {
                 peer: name.clone(),
                 kind: TransferKind::Resync,
                 done_bytes: done,
                 total_bytes: done + peer.out_of_sync_bytes,
-                bytes_per_second: rates.of(key, peer.node, false, done, now),
+                bytes_per_second: peer.resync_bytes_per_second,
             });
         }
         if let Some(done) = peer.verify_done_bytes {
@@ -333,7 +289,7 @@ fn transfers(cx: &Context, key: VolumeKey, s: &LocalStatus, rates: &Rates) -> Ve
                 kind: TransferKind::Verify,
                 done_bytes: done,
                 total_bytes: s.size_bytes,
-                bytes_per_second: rates.of(key, peer.node, true, done, now),
+                bytes_per_second: s.verify.map_or(0, |v| v.bytes_per_second),
             });
         }
     }

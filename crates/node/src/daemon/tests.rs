@@ -265,6 +265,7 @@ fn a_cluster_is_created_serves_hands_over_and_restarts() {
         resource: "data".into(),
         volume: None,
         peer: None,
+        repair: None,
     };
     match c.ask("w", &request) {
         Ok(ApiAnswer::Verified {

@@ -161,6 +161,8 @@ impl Machine for PassOn {
             written_bytes: 0,
             read_bytes: 0,
             log_writes: 0,
+            resync: holdfast_replicator::ResyncStatus::default(),
+            verify: None,
             peers: Vec::new(),
         }
     }

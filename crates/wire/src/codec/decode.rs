@@ -158,7 +158,7 @@ impl Decoder {
         let bytes = u64::from(header.payload_len);
         let has_blocks = header.fields.flags & DATA != 0;
         let exact = match header.kind {
-            Kind::Write | Kind::Resync if has_blocks => {
+            Kind::Write | Kind::Resync | Kind::Fetched if has_blocks => {
                 let needed = count * u64::from(self.geometry.block_bytes);
                 if needed > DATA_BYTES_MAX.into() {
                     return Err(WireError::Length {
@@ -175,14 +175,14 @@ impl Decoder {
                     field: "flag: it has no blocks",
                 });
             }
-            Kind::Write => {
+            Kind::Write | Kind::Fetched => {
                 return Err(WireError::Field {
                     kind,
                     field: "flag: it must have blocks",
                 });
             }
             Kind::Hello => HELLO_BYTES as u64,
-            Kind::Reconciled | Kind::Attached => {
+            Kind::Reconciled | Kind::Attached | Kind::Synced => {
                 list(LIST_RANGES_MAX)?;
                 count * RANGE_BYTES as u64
             }
@@ -190,7 +190,7 @@ impl Decoder {
                 list(HASHES_MAX)?;
                 count * HASH_BYTES as u64
             }
-            Kind::Hash => {
+            Kind::Hash | Kind::Fetch => {
                 list(HASHES_MAX)?;
                 0
             }
@@ -315,6 +315,22 @@ impl Decoder {
                 stamp,
                 token,
                 hashes: list::get_hashes(&payload),
+            },
+            Kind::Synced => Frame::Synced {
+                stamp,
+                node: list::get_node(kind, f.nodes)?,
+                ranges: list::get_ranges(kind, &payload, blocks)?,
+            },
+            Kind::Fetch => Frame::Fetch {
+                stamp,
+                token,
+                range: range()?,
+            },
+            Kind::Fetched => Frame::Fetched {
+                stamp,
+                token,
+                range: range()?,
+                data: payload,
             },
         })
     }

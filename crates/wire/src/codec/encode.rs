@@ -91,7 +91,8 @@ impl Encoder {
         let mut data = None;
         match frame {
             Frame::Hello(hello) => list::put_hello(out, hello),
-            Frame::Reconciled { ranges, .. } => {
+            // Never coarsened: a block too many would be one that nobody resyncs.
+            Frame::Reconciled { ranges, .. } | Frame::Synced { ranges, .. } => {
                 limit(ranges.len(), LIST_RANGES_MAX)?;
                 list::put_ranges(out, ranges);
             }
@@ -110,7 +111,9 @@ impl Encoder {
                 limit(hashes.len(), HASHES_MAX)?;
                 list::put_hashes(out, hashes);
             }
-            Frame::Write { data: blocks, .. } => data = Some(blocks.clone()),
+            Frame::Write { data: blocks, .. } | Frame::Fetched { data: blocks, .. } => {
+                data = Some(blocks.clone())
+            }
             Frame::Resync { data: blocks, .. } => data.clone_from(blocks),
             Frame::Refuse { .. }
             | Frame::Ping { .. }
@@ -125,7 +128,8 @@ impl Encoder {
             | Frame::CutDone { .. }
             | Frame::NeedClose { .. }
             | Frame::Resynced { .. }
-            | Frame::Hash { .. } => {}
+            | Frame::Hash { .. }
+            | Frame::Fetch { .. } => {}
         }
         if let Some(data) = &data
             && data.len() > DATA_BYTES_MAX as usize

@@ -45,6 +45,7 @@ kinds! {
     Attach = 5, Write = 6, Zero = 7, Close = 8, Reconciled = 9, Flush = 10, Cut = 11, Grown = 12,
     Attached = 13, Ack = 14, Flushed = 15, CutDone = 16, NeedClose = 17,
     Resync = 18, Resynced = 19, Hash = 20, Hashes = 21,
+    Synced = 0x50, Fetch = 0x51, Fetched = 0x52,
 }
 
 impl Kind {
@@ -71,6 +72,9 @@ impl Kind {
             Frame::Resynced { .. } => Self::Resynced,
             Frame::Hash { .. } => Self::Hash,
             Frame::Hashes { .. } => Self::Hashes,
+            Frame::Synced { .. } => Self::Synced,
+            Frame::Fetch { .. } => Self::Fetch,
+            Frame::Fetched { .. } => Self::Fetched,
         }
     }
 }
@@ -200,7 +204,27 @@ impl Fields {
                 stamp,
                 token,
                 range,
+            }
+            | Frame::Fetch {
+                stamp,
+                token,
+                range,
             } => blocks(stamp, *token, range, 0)?,
+            Frame::Fetched {
+                stamp,
+                token,
+                range,
+                ..
+            } => blocks(stamp, *token, range, DATA)?,
+            Frame::Synced {
+                stamp,
+                node,
+                ranges,
+            } => Self {
+                nodes: node.0,
+                count: entries(ranges.len())?,
+                ..stamped(stamp)
+            },
             Frame::Hashes {
                 stamp,
                 token: t,

@@ -173,6 +173,11 @@ fn write_lane() -> impl Strategy<Value = Frame> {
             bitmaps
         }),
         (stamp(), node()).prop_map(|(stamp, node)| Frame::Grown { stamp, node }),
+        (stamp(), node(), ranges()).prop_map(|(stamp, node, ranges)| Frame::Synced {
+            stamp,
+            node,
+            ranges
+        }),
         (stamp(), ranges()).prop_map(|(stamp, report)| Frame::Attached { stamp, report }),
         (stamp(), seq()).prop_map(|(stamp, seq)| Frame::Ack { stamp, seq }),
         (stamp(), any::<u64>()).prop_map(|(stamp, token)| Frame::Flushed { stamp, token }),
@@ -210,6 +215,19 @@ fn bulk_lane() -> impl Strategy<Value = Frame> {
                 token,
                 hashes
             }),
+        (stamp(), any::<u64>(), range()).prop_map(|(stamp, token, range)| Frame::Fetch {
+            stamp,
+            token,
+            range
+        }),
+        (stamp(), any::<u64>(), range(), any::<u8>()).prop_map(|(stamp, token, range, fill)| {
+            Frame::Fetched {
+                stamp,
+                token,
+                range,
+                data: with_data(range, fill),
+            }
+        }),
     ]
 }
 
@@ -348,7 +366,15 @@ fn samples() -> Vec<(&'static str, Frame)> {
             "attached",
             Frame::Attached {
                 stamp,
-                report: ranges,
+                report: ranges.clone(),
+            },
+        ),
+        (
+            "synced",
+            Frame::Synced {
+                stamp,
+                node: NodeId(5),
+                ranges,
             },
         ),
         ("ack", Frame::Ack { stamp, seq }),
@@ -361,7 +387,7 @@ fn samples() -> Vec<(&'static str, Frame)> {
                 stamp,
                 token,
                 range,
-                data: Some(data),
+                data: Some(data.clone()),
             },
         ),
         (
@@ -388,6 +414,23 @@ fn samples() -> Vec<(&'static str, Frame)> {
                 stamp,
                 token,
                 hashes: vec![1, u128::MAX - 2],
+            },
+        ),
+        (
+            "fetch",
+            Frame::Fetch {
+                stamp,
+                token,
+                range,
+            },
+        ),
+        (
+            "fetched",
+            Frame::Fetched {
+                stamp,
+                token,
+                range,
+                data,
             },
         ),
     ]

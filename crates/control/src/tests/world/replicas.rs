@@ -59,7 +59,8 @@ impl World {
             }
             FromControl::Lease { .. }
             | FromControl::Invalidate { .. }
-            | FromControl::Verify { .. } => {}
+            | FromControl::Verify(_)
+            | FromControl::Resync(_) => {}
         }
     }
 

@@ -479,7 +479,7 @@ impl World {
     }
 
     /// The machine is switched off, gets a blank disk, and comes back.
-    fn replace_disk(&mut self, n: usize, delay: u64) {
+    pub(crate) fn replace_disk(&mut self, n: usize, delay: u64) {
         self.trace.mark("disk replaced");
         self.trace
             .news(self.now, NodeId(n as u8), || "gets a blank disk".into());
@@ -529,7 +529,7 @@ impl World {
         }
     }
 
-    fn lose_state(&mut self, n: usize) {
+    pub(crate) fn lose_state(&mut self, n: usize) {
         if self.state_lost || !self.created || !self.nodes.iter().all(|m| m.up() && !m.paused) {
             return;
         }
@@ -541,7 +541,7 @@ impl World {
         self.start_later(n, delay);
     }
 
-    fn stop_cleanly(&mut self, n: usize) {
+    pub(crate) fn stop_cleanly(&mut self, n: usize) {
         let node = &self.nodes[n];
         if !node.up() || node.paused || node.stopping {
             return;

@@ -19,6 +19,8 @@ mod faults;
 mod host;
 mod lanes;
 mod liveness;
+#[cfg(test)]
+mod matrix;
 mod messages;
 pub mod mutation;
 mod net;

@@ -377,26 +377,33 @@ impl World {
 
     /// Runs to the end.
     pub fn run(&mut self) -> Outcome {
-        while self.outcome.is_none() {
-            let Some((at, event)) = self.agenda.next() else {
-                self.fail("nothing is left to happen");
-                break;
-            };
-            if at > self.instant.0 {
-                self.instant = (at, 0);
-            }
-            self.instant.1 += 1;
-            if self.instant.1 > INSTANT_EVENTS_MAX {
-                self.fail(format!("time stands still: {event:?}"));
-                break;
-            }
-            self.now = at;
-            self.trace.event(at, || format!("{event:?}"));
-            self.trace.mix(event.kind());
-            self.dispatch(event);
-            self.trace.event_ends();
-        }
+        while self.step() {}
         self.outcome.clone().unwrap_or(Outcome::Well)
+    }
+
+    /// One event; false if the run has ended.
+    pub(crate) fn step(&mut self) -> bool {
+        if self.outcome.is_some() {
+            return false;
+        }
+        let Some((at, event)) = self.agenda.next() else {
+            self.fail("nothing is left to happen");
+            return false;
+        };
+        if at > self.instant.0 {
+            self.instant = (at, 0);
+        }
+        self.instant.1 += 1;
+        if self.instant.1 > INSTANT_EVENTS_MAX {
+            self.fail(format!("time stands still: {event:?}"));
+            return false;
+        }
+        self.now = at;
+        self.trace.event(at, || format!("{event:?}"));
+        self.trace.mix(event.kind());
+        self.dispatch(event);
+        self.trace.event_ends();
+        true
     }
 
     /// Something that must hold does not.

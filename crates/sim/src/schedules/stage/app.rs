@@ -3,7 +3,12 @@
 use super::*;
 
 impl Stage {
-    pub(in crate::schedules) fn request(&mut self, n: usize, request: Request, asked: Asked) -> u64 {
+    pub(in crate::schedules) fn request(
+        &mut self,
+        n: usize,
+        request: Request,
+        asked: Asked,
+    ) -> u64 {
         let req = ReqId(self.next_req);
         self.next_req += 1;
         let epoch = self.sites[n].open.unwrap_or(self.view.epoch.0);
@@ -83,7 +88,12 @@ impl Stage {
         self.answers.contains_key(&req)
     }
 
-    pub(in crate::schedules) fn complete(&mut self, n: usize, req: ReqId, result: Result<Bytes, RequestError>) {
+    pub(in crate::schedules) fn complete(
+        &mut self,
+        n: usize,
+        req: ReqId,
+        result: Result<Bytes, RequestError>,
+    ) {
         let Some((epoch, asked)) = self.sites[n].asked.remove(&req) else {
             return;
         };

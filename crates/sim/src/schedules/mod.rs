@@ -5,6 +5,7 @@
 //! x is the replica that is removed or added, N the new primary: node numbers are said in each schedule.
 
 mod disk;
+mod drbd;
 mod membership;
 mod promotion;
 mod serving;

@@ -185,6 +185,12 @@ impl Stage {
 
     /// A daemon starts, once it has the claim on its store.
     pub(super) fn start(&mut self, n: usize) {
+        self.start_now(n);
+        self.settle();
+    }
+
+    /// The same, and nothing moves yet once it is connected.
+    pub(super) fn start_now(&mut self, n: usize) {
         if self.sites[n].replica.is_some() {
             return;
         }
@@ -214,7 +220,6 @@ impl Stage {
         for other in 0..self.sites.len() {
             self.connect(n, other);
         }
-        self.settle();
     }
 
     fn end_process(&mut self, n: usize) {
@@ -288,6 +293,12 @@ impl Stage {
     pub(super) fn part(&mut self, a: usize, b: usize) {
         self.apart.insert(pair(a, b));
         self.disconnect(a, b);
+    }
+
+    /// They connect, and nothing moves yet.
+    pub(super) fn join_now(&mut self, a: usize, b: usize) {
+        self.apart.remove(&pair(a, b));
+        self.connect(a, b);
     }
 
     /// They may connect again.

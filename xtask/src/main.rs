@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod cargo;
+mod catalogue;
 mod deny;
 mod e2e;
 mod fuzz;

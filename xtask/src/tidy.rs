@@ -1,5 +1,6 @@
 //! Rules for files, over everything git knows of.
 
+use crate::catalogue;
 use crate::report::Report;
 use crate::shell;
 use anyhow::Result;
@@ -56,6 +57,10 @@ pub(crate) fn check(report: &mut Report) -> Result<()> {
             .collect();
         report.check(what, &findings);
     }
+    report.check(
+        "the catalogue of scenarios names what exists",
+        &catalogue::findings(&files),
+    );
     Ok(())
 }
 

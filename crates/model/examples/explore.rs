@@ -5,7 +5,7 @@ use holdfast_model::{Bounds, Model, Rule, Rules, explore};
 use std::process::ExitCode;
 use std::time::Instant;
 
-const HELP: &str = "explore [--BOUND NUMBER]... [--without RULE]... [--states MAX]
+const HELP: &str = "explore [--BOUND NUMBER]... [--without RULE]... [--states MAX] [--flushed-only 1]
 bounds: replicas blocks absent writes flushes crashes kills power drops promotions removals grows stops faults in-flight saves
 exit status: 0 nothing broke, 1 a guarantee does not hold, 2 usage";
 
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 fn run() -> Result<bool, String> {
     let mut args = std::env::args().skip(1);
     let (mut rules, mut bounds, mut states) = (Rules::all(), Bounds::default(), STATES_MAX);
-    let mut off = Vec::new();
+    let mut flushed_only = false;
     let mut words = Vec::new();
     while let Some(arg) = args.next() {
         let value = args.next().ok_or("an option without its value")?;
@@ -36,9 +36,9 @@ fn run() -> Result<bool, String> {
             "--without" => {
                 let rule = Rule::named(&value).ok_or_else(|| format!("no rule {value}"))?;
                 rules = rules.without(rule);
-                off.push(value);
             }
             "--states" => states = value.parse().map_err(|e| format!("{value}: {e}"))?,
+            "--flushed-only" => flushed_only = value == "1",
             name => {
                 let name = name.strip_prefix("--").ok_or_else(|| name.to_owned())?;
                 let value = value.parse().map_err(|e| format!("{value}: {e}"))?;
@@ -47,7 +47,11 @@ fn run() -> Result<bool, String> {
         }
     }
     let start = Instant::now();
-    let report = explore(&Model::new(rules, bounds), states);
+    let mut model = Model::new(rules, bounds);
+    if flushed_only {
+        model = model.flushed_only();
+    }
+    let report = explore(&model, states);
     let broken = report.trace.as_ref().map(|t| format!("{:?}", t.violation));
     println!(
         r#"{{"bounds":"{}","states":{},"depth":{},"complete":{},"seconds":{:.1},"violation":"{}"}}"#,

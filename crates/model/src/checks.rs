@@ -67,6 +67,21 @@ pub enum Violation {
     },
 }
 
+impl Violation {
+    /// Flushed data is lost, or replicas differ for good: worse than the loss of an unflushed write.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::NotStable { .. }
+            | Self::FlushedLost { .. }
+            | Self::NoTrace { .. }
+            | Self::SilentlyDifferent { .. } => true,
+            Self::NotOnMember { .. } | Self::OutsideHistory { .. } | Self::ChangedRead { .. } => {
+                false
+            }
+        }
+    }
+}
+
 impl World<'_> {
     /// The application hears that its write is done.
     pub(crate) fn acknowledged(&mut self, p: usize, block: usize, value: u8) {
@@ -87,6 +102,8 @@ impl World<'_> {
                 }
             }
             self.s.client.allowed[block] = bit;
+        } else if self.clients_told {
+            // Its client has been told, or will be, that what it wrote may be lost.
         } else if self.s.client.allowed[block] & bit != 0 {
             // Of an older epoch, and nobody has read or overwritten the block since: from now on it has to be there.
             self.s.client.allowed[block] &= !(bit - 1);
@@ -107,16 +124,6 @@ impl World<'_> {
         }
         for block in self.blocks() {
             self.s.client.gone[block] |= flush.past[block];
-            let ours = self.s.nodes[p].disk.cache[block];
-            if flush.settled[block] != Some(ours) {
-                continue;
-            }
-            for member in register.in_sync.iter() {
-                let disk = &self.s.nodes[member].disk;
-                if !disk.unclean && disk.stable[block] != ours {
-                    self.violate(Violation::NotStable { member, block });
-                }
-            }
         }
     }
 
@@ -140,6 +147,14 @@ impl World<'_> {
         self.s.client.allowed[block] = after;
         self.settle_losses();
         Some(())
+    }
+
+    /// Clients expect of every block anything that no flush has replaced.
+    pub(crate) fn unflushed_may_be_lost(&mut self) {
+        for block in self.blocks() {
+            let client = &mut self.s.client;
+            client.allowed[block] = client.issued[block] & !client.gone[block];
+        }
     }
 
     /// Where no clean member holds an allowed value any more, what was not flushed may be anything again.

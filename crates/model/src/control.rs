@@ -77,6 +77,9 @@ impl World<'_> {
                 // From now on its copy is the data.
                 register.unclean = register.unclean.without(n);
                 self.inherit(n);
+                if self.clients_told && self.s.nodes[n].disk.unclean {
+                    self.unflushed_may_be_lost();
+                }
             }
             Change::Remove { peer, epoch } => {
                 if epoch != register.epoch {

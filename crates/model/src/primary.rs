@@ -3,8 +3,7 @@
 use crate::checks::Violation;
 use crate::rules::Rule;
 use crate::state::{
-    BLOCKS, Change, FlushRound, Frame, Growing, Landing, LandingOf, Proposal, SEQS, Set, Stage,
-    Write,
+    Change, FlushRound, Frame, Growing, Landing, LandingOf, Proposal, SEQS, Set, Stage, Write,
 };
 use crate::steps::World;
 
@@ -203,10 +202,6 @@ impl World<'_> {
 
     pub(crate) fn flush(&mut self, p: usize) -> Option<()> {
         let primary = self.primary(p)?;
-        let settled: [Option<u8>; BLOCKS] = std::array::from_fn(|b| {
-            let quiet = primary.writes[b].is_none() && !self.in_doubt(p, b);
-            quiet.then_some(self.s.nodes[p].disk.cache[b])
-        });
         if !primary.open || primary.flush.is_some() || self.s.used.flushes == self.bounds.flushes {
             return None;
         }
@@ -217,11 +212,7 @@ impl World<'_> {
         self.s.used.flushes += 1;
         let disk = &mut self.s.nodes[p].disk;
         disk.stable = disk.cache;
-        self.primary_mut(p)?.flush = Some(FlushRound {
-            waiting,
-            settled,
-            past,
-        });
+        self.primary_mut(p)?.flush = Some(FlushRound { waiting, past });
         for x in to.iter() {
             self.send(p, x, Frame::Flush);
         }

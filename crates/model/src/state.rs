@@ -307,8 +307,6 @@ pub struct Growing {
 pub struct FlushRound {
     /// Who has not flushed yet.
     pub waiting: Set,
-    /// Content of each block when it began, if it was settled then.
-    pub settled: [Option<u8>; BLOCKS],
     /// Values that were past for the client when it began.
     pub past: [u8; BLOCKS],
 }

@@ -81,6 +81,8 @@ pub struct Model {
     pub rules: Rules,
     /// Limits.
     pub bounds: Bounds,
+    /// Clients are told when an unclean member is promoted; losses of what no flush covered are no violations.
+    flushed_only: bool,
     steps: Vec<Step>,
 }
 
@@ -91,6 +93,7 @@ pub(crate) struct World<'m> {
     pub(crate) s: State,
     /// A lane had no room: the step does not apply.
     pub(crate) full: bool,
+    pub(crate) clients_told: bool,
     pub(crate) broken: Option<Violation>,
 }
 
@@ -101,7 +104,18 @@ impl Model {
         Self {
             rules,
             bounds,
+            flushed_only: false,
             steps,
+        }
+    }
+
+    /// Looks only for lost flushed data and for replicas that diverge without a trace. Clients are told when an unclean
+    /// member is promoted, that is their sessions are broken: without that even the next flush would be wrong (25).
+    #[must_use]
+    pub fn flushed_only(self) -> Self {
+        Self {
+            flushed_only: true,
+            ..self
         }
     }
 
@@ -182,6 +196,7 @@ impl Model {
             bounds: &self.bounds,
             s,
             full: false,
+            clients_told: self.flushed_only,
             broken: None,
         }
     }
@@ -191,8 +206,10 @@ impl Model {
         let mut world = self.world(*state);
         let applies = world.step(step).is_some() && !world.full;
         applies.then(|| {
-            let broken = world.broken.or_else(|| self.check(&world.s));
-            (world.s, broken)
+            let broken = world
+                .broken
+                .filter(|v| !self.flushed_only || v.is_lasting());
+            (world.s, broken.or_else(|| self.check(&world.s)))
         })
     }
 

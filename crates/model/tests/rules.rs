@@ -108,3 +108,18 @@ fn every_other_rule_is_listed_as_defence() {
     // Two rules of defence, the others above.
     assert_eq!(Rule::ALL.len(), defence.len() + 32);
 }
+
+/// Open question 1: the policy `unclean_promotion = allow`. What it can lose was never flushed.
+#[test]
+fn flushed_data_survives_the_promotion_of_an_unclean_member() {
+    let rules = Rules::all().without(Rule::CleanFirst);
+    let bounds = bounds("writes=1 flushes=1 crashes=2 power promotions removals grows");
+    let strict = explore(&Model::new(rules, bounds), STATES_MAX);
+    assert!(strict.trace.is_some(), "an unflushed write can be lost");
+    let report = explore(&Model::new(rules, bounds).flushed_only(), STATES_MAX);
+    if let Some(trace) = report.trace {
+        panic!("{trace}");
+    }
+    assert!(report.complete, "{} states are not all", report.states);
+    println!("{} states", report.states);
+}

@@ -1,6 +1,6 @@
 //! Runs seeds without building the daemon: `cargo run --release -p holdfast-sim --example seeds -- [START] COUNT`, or
 //! `... -- =SEED` for one seed with a line per event. Options: `twice`, `all` (go on after a failure), `no-swarm`,
-//! `plant=NAME` (a bug for the checkers to catch), `shape=NAME` (runs as for that bug, without it).
+//! `plant=NAME` (a bug for the checkers to catch), `shape=NAME` (runs as for that bug, without it), `lie=NAME` (of an interpreter).
 
 use holdfast_sim::cli::{SimOptions, run};
 
@@ -19,6 +19,10 @@ fn main() {
             _ if arg.starts_with("shape=") => {
                 options.shaped = holdfast_sim::planted::find(&arg["shape=".len()..]);
                 assert!(options.shaped.is_some(), "no bug of that name");
+            }
+            _ if arg.starts_with("lie=") => {
+                options.mutation = holdfast_sim::mutation::Mutation::find(&arg["lie=".len()..]);
+                assert!(options.mutation.is_some(), "no lie of that name");
             }
             _ if arg.starts_with("plant=") => {
                 options.planted = holdfast_sim::planted::find(&arg["plant=".len()..]);

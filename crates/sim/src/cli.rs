@@ -112,6 +112,8 @@ pub struct Summary {
     pub seconds: f64,
     /// Rare things, with the number of seeds in which they happened.
     pub marks: BTreeMap<&'static str, u64>,
+    /// Rare things that had to be reached and were not.
+    pub missing: Vec<&'static str>,
 }
 
 /// Runs one seed. A failure is told with its last lines, which costs a second run.
@@ -257,12 +259,17 @@ pub fn run(options: SimOptions) -> bool {
     });
     let mut summary = summary.into_inner().unwrap_or_default();
     summary.seconds = began.elapsed().as_secs_f64();
+    let whole =
+        options.swarm && options.mutation.is_none() && options.planted.or(options.shaped).is_none();
+    if whole && summary.failed.is_empty() && summary.seeds >= crate::marks::SEEDS_MIN {
+        summary.missing = crate::marks::missing(&summary.marks);
+    }
     if options.json {
         println!("{}", serde_json::to_string(&summary).unwrap_or_default());
     } else {
         summary.print();
     }
-    summary.failed.is_empty()
+    summary.failed.is_empty() && summary.missing.is_empty()
 }
 
 fn print_failure(report: &SeedReport, options: &SimOptions) {
@@ -319,6 +326,12 @@ impl Summary {
         );
         if !self.failed.is_empty() {
             println!("failed: {:?}", self.failed);
+        }
+        if !self.missing.is_empty() {
+            println!(
+                "not reached, so that nothing is proven about it: {:?}",
+                self.missing
+            );
         }
     }
 }

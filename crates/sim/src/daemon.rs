@@ -1,6 +1,8 @@
 //! The interpreters: a daemon's start and end, what reaches its state machines, and what they want done.
 //! Mechanical, exactly as the two contracts say; nothing is decided here.
 
+use crate::check::bounds::Bounds;
+use crate::mutation::Mutation;
 use crate::node::{CONTROL, Input, Process, REPLICA};
 use crate::rng::Ratio;
 use crate::scenario::{MS, US};
@@ -12,6 +14,10 @@ use holdfast_types::NodeId;
 /// The resource and volume of every world.
 const RESOURCE_IX: control::ResourceIx = control::ResourceIx(0);
 const VOLUME_IX: control::VolumeIx = control::VolumeIx(0);
+/// A control state that is reported durable too early is so after this long.
+const FORGOTTEN_NS: u64 = 400 * MS;
+/// A stretched lease is longer by this.
+const STRETCH_MS: u64 = 4000;
 /// What passes between a daemon's threads takes up to this long.
 const HOP_NS: u64 = 30 * US;
 /// A daemon that finds the claim on its store held tries again after this.
@@ -100,7 +106,12 @@ impl World {
         if self.nodes[n].data {
             let recovered = self.read_metadata(n);
             let recovered = match recovered {
-                Ok(recovered) => recovered,
+                Ok(mut recovered) => {
+                    if self.mutation == Some(Mutation::MoreSlots) {
+                        recovered.superblock.log_slots = 2 * self.scenario.log_slots;
+                    }
+                    recovered
+                }
                 Err(e) => return self.fail(format!("{me} cannot read its metadata: {e}")),
             };
             let (config, boot_id) = (self.replica_config(me), self.nodes[n].boot_id);
@@ -144,7 +155,9 @@ impl World {
     pub(crate) fn end_daemon(&mut self, n: usize, power: bool) {
         let me = self.nodes[n].id;
         if self.nodes[n].process.take().is_some() {
-            self.checks.exclusive.lease_over(n);
+            self.sees_end(n);
+            self.checks.writer.lease_over(n);
+            self.checks.consensus.gone(me);
             self.lanes_gone(n, power);
         }
         let node = &mut self.nodes[n];
@@ -180,7 +193,9 @@ impl World {
                 disk.power_cut();
             }
             let node = &mut self.nodes[n];
-            node.boot_id = u128::from(node.rng.bits());
+            if self.mutation != Some(Mutation::SameBoot) {
+                node.boot_id = u128::from(node.rng.bits());
+            }
             node.clock.zero_at = self.now;
             node.lost_at = self.now;
         } else {
@@ -299,6 +314,12 @@ impl World {
         self.trace.line(self.now, me, || {
             format!("replica <- {}", brief_event(&event))
         });
+        match &event {
+            rep::Event::Frame { peer, frame } => self.sees_frame(n, *peer, frame),
+            rep::Event::PeerDown { peer } => self.sees_peer_down(n, *peer),
+            rep::Event::Control(msg) => self.sees_order(n, msg),
+            _ => {}
+        }
         let now = self.nodes[n].clock.local(self.now);
         let Some(replica) = self.nodes[n]
             .process
@@ -359,6 +380,7 @@ impl World {
                 rep::Action::Control(msg) => {
                     self.trace
                         .line(self.now, me, || format!("replica says {msg:?}"));
+                    self.sees_word(n, &msg);
                     self.heard_from_replica(n, &msg);
                     let event = control::Event::Replica {
                         resource: RESOURCE_IX,
@@ -377,7 +399,25 @@ impl World {
         let me = self.nodes[n].id;
         self.trace
             .line(self.now, me, || format!("disk {}: {}", io.0, brief_op(&op)));
+        self.sees_submit(n, io, &op);
         let life = self.nodes[n].life;
+        let area = self.layout.geometry.bytes();
+        let meta = matches!(&op, rep::DiskOp::Write { offset, .. } if *offset >= area);
+        if meta && self.mutation == Some(Mutation::EarlyMeta) {
+            let event = rep::Event::DiskDone {
+                io,
+                result: Ok(Default::default()),
+            };
+            self.hop(n, REPLICA, Input::Replica(event));
+        }
+        if meta && self.mutation == Some(Mutation::BitmapsKept) && self.bitmap_write_after_heal(&op)
+        {
+            let event = rep::Event::DiskDone {
+                io,
+                result: Ok(Default::default()),
+            };
+            return self.hop(n, REPLICA, Input::Replica(event));
+        }
         let Some(disk) = &mut self.nodes[n].disk else {
             return;
         };
@@ -386,7 +426,24 @@ impl World {
         self.agenda.at(at, Ev::Disk { node: n, key });
     }
 
+    fn bitmap_write_after_heal(&self, op: &rep::DiskOp) -> bool {
+        let rep::DiskOp::Write { offset, .. } = op else {
+            return false;
+        };
+        let (log, len) = self.layout.log_region();
+        self.healed_at.is_some()
+            && *offset < self.layout.superblock_offset
+            && !(log..log + len).contains(offset)
+    }
+
     pub(crate) fn disk_ends(&mut self, n: usize, key: u64) {
+        let held = self.sees_landing(n, key);
+        let meta = self.mutation == Some(Mutation::EarlyMeta)
+            && self.nodes[n]
+                .disk
+                .as_ref()
+                .and_then(|d| d.lands(self.now, key))
+                .is_some_and(|l| l.offset >= self.layout.geometry.bytes());
         let Some(disk) = &mut self.nodes[n].disk else {
             return;
         };
@@ -397,7 +454,14 @@ impl World {
                 if let Ok(bytes) = &done.result {
                     self.trace.mix_bytes(bytes);
                 }
+                self.sees_landed(n, held);
                 if done.life == self.nodes[n].life {
+                    self.checks.nodes[n].order.ended(done.io);
+                    self.checks.nodes[n].bounds.ended(done.io);
+                    self.refresh_stored(n);
+                    if meta {
+                        return;
+                    }
                     let event = rep::Event::DiskDone {
                         io: done.io,
                         result: done.result,
@@ -446,7 +510,10 @@ impl World {
             }
             rep::Note::Resynced { .. } => self.trace.mark("resync complete"),
             rep::Note::Reconciled { blocks: 0 } => self.trace.mark("nothing to reconcile"),
-            rep::Note::Reconciled { .. } => self.trace.mark("reconciled"),
+            rep::Note::Reconciled { .. } => {
+                self.mark_reconciled();
+                self.trace.mark("reconciled");
+            }
             rep::Note::Verified(report) if report.refused.is_some() => {
                 self.trace.mark("verify refused");
             }
@@ -472,7 +539,12 @@ impl World {
             match action {
                 control::Action::Persist { ticket, bytes } => self.persist(n, ticket, &bytes),
                 control::Action::Send { to, msg } => self.send_message(n, to, &msg),
-                control::Action::Replica { msg, .. } => {
+                control::Action::Replica { mut msg, .. } => {
+                    if let control::FromControl::Lease { until } = &mut msg
+                        && self.mutation == Some(Mutation::LeaseStretched)
+                    {
+                        *until = until.plus_ms(STRETCH_MS);
+                    }
                     self.trace
                         .line(self.now, me, || format!("control says {msg:?}"));
                     if let control::FromControl::View(view) | control::FromControl::Lead(view) =
@@ -509,16 +581,27 @@ impl World {
         match msg {
             control::FromControl::Lease { until } => {
                 let until = self.nodes[n].clock.true_time(*until);
-                let result = self.checks.exclusive.lease(self.now, n, until);
+                let result = self.checks.writer.lease(self.now, n, until);
                 self.must(result);
             }
-            control::FromControl::StepDown => self.checks.exclusive.lease_over(n),
+            control::FromControl::StepDown => {
+                self.checks.writer.lease_over(n);
+                let planned = self.nodes[n].host.stopping;
+                let result = self.checks.services.steps_down(n, planned);
+                self.must(result);
+            }
             _ => {}
         }
     }
 
     fn persist(&mut self, n: usize, ticket: control::Ticket, bytes: &[u8]) {
         self.trace.mix_bytes(bytes);
+        self.must(Bounds::state(bytes.len()));
+        if self.mutation == Some(Mutation::VoteForgotten) {
+            self.nodes[n].writing = None;
+            let event = control::Event::Persisted { ticket };
+            self.hop(n, CONTROL, Input::Control(event));
+        }
         let node = &mut self.nodes[n];
         if node.writing.is_some() {
             return self.fail(format!("node {n} persists its control state twice at once"));
@@ -528,7 +611,10 @@ impl World {
         };
         let (slot, bytes) = process.slots.next(bytes);
         node.writing = Some((ticket, slot, bytes));
-        let delay = 50 * US + node.rng.below(3 * MS);
+        let mut delay = 50 * US + node.rng.below(3 * MS);
+        if self.mutation == Some(Mutation::VoteForgotten) {
+            delay += FORGOTTEN_NS;
+        }
         self.agenda.at(
             self.now + delay,
             Ev::Persisted {
@@ -545,6 +631,9 @@ impl World {
         }
         if let Some((ticket, slot, bytes)) = node.writing.take() {
             node.state[slot] = bytes;
+            if self.mutation == Some(Mutation::VoteForgotten) {
+                return;
+            }
             self.input(n, Input::Control(control::Event::Persisted { ticket }));
         }
     }
@@ -562,15 +651,18 @@ impl World {
             }
             control::Note::Candidate { .. } => self.trace.mark("candidate"),
             control::Note::Withdrawn { .. } => self.trace.mark("candidate withdrawn"),
-            control::Note::SteppingDown { why, .. } => self.trace.mark(match why {
-                control::StepDownReason::LeaseLost => "stepped down: lease lost",
-                control::StepDownReason::Deposed => "stepped down: deposed",
-                control::StepDownReason::HandOver { .. } => "stepped down: handed over",
-                control::StepDownReason::Demoted => "stepped down: demoted",
-                control::StepDownReason::DiskFailed => "stepped down: disk failed",
-                control::StepDownReason::Restarted => "stepped down: replica restarted",
-                control::StepDownReason::Shutdown => "stepped down: shutdown",
-            }),
+            control::Note::SteppingDown { why, .. } => {
+                self.nodes[n].host.stopping = false;
+                self.trace.mark(match why {
+                    control::StepDownReason::LeaseLost => "stepped down: lease lost",
+                    control::StepDownReason::Deposed => "stepped down: deposed",
+                    control::StepDownReason::HandOver { .. } => "stepped down: handed over",
+                    control::StepDownReason::Demoted => "stepped down: demoted",
+                    control::StepDownReason::DiskFailed => "stepped down: disk failed",
+                    control::StepDownReason::Restarted => "stepped down: replica restarted",
+                    control::StepDownReason::Shutdown => "stepped down: shutdown",
+                });
+            }
             control::Note::Protocol { from, what } => {
                 self.trace.mark("control protocol note");
                 self.trace.line(self.now, me, || {

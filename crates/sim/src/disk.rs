@@ -120,6 +120,23 @@ pub struct Disk {
     pub failed: u64,
     /// Operations that end before this true time end then.
     pub hung_until: u64,
+    /// Raised whenever the metadata on stable storage changes.
+    meta_version: u64,
+}
+
+/// A write that is about to land.
+#[derive(Clone, Copy, Debug)]
+pub struct Landing {
+    /// The process that asked.
+    pub life: u64,
+    /// Its name.
+    pub io: IoId,
+    /// Where.
+    pub offset: u64,
+    /// Bytes.
+    pub len: usize,
+    /// In part only, because its process died.
+    pub partly: bool,
 }
 
 impl Disk {
@@ -139,6 +156,7 @@ impl Disk {
             errors: Errors::NONE,
             failed: 0,
             hung_until: 0,
+            meta_version: 0,
         }
     }
 
@@ -151,6 +169,7 @@ impl Disk {
         self.errors = Errors::NONE;
         self.failed = 0;
         self.hung_until = 0;
+        self.meta_version += 1;
     }
 
     /// What a read returns now.
@@ -164,7 +183,47 @@ impl Disk {
     /// Writes to both at once: for initialising.
     pub fn put(&mut self, offset: u64, data: &[u8]) {
         put(&mut self.cached, offset, data);
+        self.settle(offset, data);
+    }
+
+    /// Bytes reach stable storage.
+    fn settle(&mut self, offset: u64, data: &[u8]) {
         put(&mut self.stable, offset, data);
+        self.meta_version += u64::from(offset + data.len() as u64 > self.data_end);
+    }
+    /// Raised whenever the metadata on stable storage changes.
+    pub fn meta_version(&self) -> u64 {
+        self.meta_version
+    }
+    /// Writes completed so far: the number of the last one.
+    pub fn done_writes(&self) -> u64 {
+        self.done_writes
+    }
+    /// Number of the oldest write that a power cut may take away.
+    pub fn oldest_unstable(&self) -> Option<u64> {
+        self.log.first().map(|w| w.index)
+    }
+    /// The write that would land if this operation ended now.
+    pub fn lands(&self, now: u64, key: u64) -> Option<Landing> {
+        let op = self
+            .in_flight
+            .get(&key)
+            .filter(|op| op.fate != Fate::Never)?;
+        if now < self.hung_until {
+            return None;
+        }
+        let (offset, len) = match &op.op {
+            DiskOp::Write { offset, data, .. } => (*offset, data.len()),
+            DiskOp::Zero { offset, len, .. } => (*offset, *len as usize),
+            DiskOp::Read { .. } | DiskOp::Flush => return None,
+        };
+        Some(Landing {
+            life: op.life,
+            io: op.io,
+            offset,
+            len,
+            partly: op.fate == Fate::Partly,
+        })
     }
     /// Nothing in flight: the claim on the store is free.
     pub fn idle(&self) -> bool {
@@ -252,7 +311,7 @@ impl Disk {
             if let Some(index) = self.log.iter().rfind(under).map(|w| w.index) {
                 self.write_back(index);
             }
-            put(&mut self.stable, offset, &data);
+            self.settle(offset, &data);
             self.done_writes += 1;
         } else {
             self.push(offset, data);
@@ -295,8 +354,8 @@ impl Disk {
 
     fn write_back(&mut self, upto: u64) {
         let n = self.log.partition_point(|w| w.index <= upto);
-        for w in self.log.drain(..n) {
-            put(&mut self.stable, w.offset, &w.data);
+        for w in self.log.drain(..n).collect::<Vec<_>>() {
+            self.settle(w.offset, &w.data);
         }
     }
 
@@ -330,7 +389,7 @@ impl Disk {
         for (offset, data) in lost.into_iter().map(|w| (w.offset, w.data)).chain(torn) {
             for (at, piece) in sectors(self.data_end, offset, &data) {
                 if self.rng.happens(keep) {
-                    put(&mut self.stable, at, &piece);
+                    self.settle(at, &piece);
                 }
             }
         }

@@ -493,6 +493,7 @@ impl World {
         node.unclean = true;
         node.lossy = true;
         self.initialise(n, BitmapStart::AllDirty);
+        self.checks.nodes[n].direction.exchanged();
         self.start_later(n, delay);
     }
 

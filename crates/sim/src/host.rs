@@ -2,6 +2,8 @@
 //! clears them, and the application that lives on them.
 
 use crate::app::{self, Asked};
+use crate::check::durability;
+use crate::mutation::Mutation;
 use crate::scenario::MS;
 use crate::world::{Ev, World};
 use bytes::Bytes;
@@ -18,7 +20,10 @@ impl World {
     pub(crate) fn host_step(&mut self, n: usize, step: HostStep) {
         self.trace
             .line(self.now, NodeId(n as u8), || format!("host: {step:?}"));
+        let result = self.checks.services.ordered(n, step);
+        self.must(result);
         let node = &mut self.nodes[n];
+        node.host.stopping |= is_planned_stop(step);
         node.host.steps += 1;
         let number = node.host.steps;
         node.host.step = Some((number, step));
@@ -91,7 +96,7 @@ impl World {
             HostStep::Mount | HostStep::StartServices => {
                 result = Err("nothing to stand on".to_string())
             }
-            HostStep::RemoveVips { .. } => host.vip = false,
+            HostStep::RemoveVips { .. } => host.vip = self.mutation == Some(Mutation::VipStays),
             HostStep::StopServices { .. } => {
                 host.services = false;
                 node.app.tear_down(now, &mut self.checks.history);
@@ -109,8 +114,9 @@ impl World {
     }
 
     fn side_effects_changed(&mut self, n: usize) {
-        let any = self.nodes[n].host.any();
-        let result = self.checks.exclusive.side_effects(self.now, n, any);
+        let h = &self.nodes[n].host;
+        let up = [h.device, h.mounted, h.services, h.vip];
+        let result = self.checks.services.are(self.now, n, up);
         self.must(result);
     }
 
@@ -247,14 +253,14 @@ impl World {
                 return;
             }
         };
-        let result = self.checks.exclusive.completes(n, epoch);
+        let result = self.checks.writer.completes(n, epoch);
         self.must(result);
         match asked {
             Asked::Read { begun, first, len } => {
                 if bytes.len() != len as usize {
                     return self.fail(format!("a read of {len} bytes returned {}", bytes.len()));
                 }
-                if self.scenario.wild_clocks && self.checks.exclusive.outdated(epoch) {
+                if self.scenario.wild_clocks && self.checks.writer.outdated(epoch) {
                     // Only clocks keep a stale primary from reading, and here they do not.
                     return self.trace.mark("stale read by a broken clock");
                 }
@@ -274,26 +280,9 @@ impl World {
 
     fn members_hold(&mut self, n: usize, id: u32, fua: bool) {
         let begun = self.checks.history.begun(id);
-        let members = self.checks.promotion.in_sync();
-        let mut result = Ok(());
-        for node in self
-            .nodes
-            .iter()
-            .filter(|m| members.has(m.id) && m.lost_at < begun)
-        {
-            let Some(disk) = &node.disk else { continue };
-            let image = if fua { disk.stable() } else { disk.cached() };
-            result = self.checks.history.holds(id, image).map_err(|e| {
-                format!(
-                    "G1: node {n} acknowledges{}, member {} lacks it: {e}",
-                    if fua { " with FUA" } else { "" },
-                    node.id
-                )
-            });
-            if result.is_err() {
-                break;
-            }
-        }
+        let by = self.nodes[n].id;
+        let members = self.sound_members(Some(begun));
+        let result = durability::acknowledged(&self.checks.history, by, id, fua, members);
         self.must(result);
         if fua {
             self.checks.history.stable(id);
@@ -301,31 +290,22 @@ impl World {
     }
 
     fn members_hold_flushed(&mut self, n: usize, covered: &[u64]) {
-        let members = self.checks.promotion.in_sync();
-        let mut result = Ok(());
-        for node in self
-            .nodes
-            .iter()
-            .filter(|m| members.has(m.id) && !m.strange_disk)
-        {
-            let Some(disk) = &node.disk else { continue };
-            result = self
-                .checks
-                .history
-                .holds_flushed(covered, disk.stable())
-                .map_err(|e| {
-                    format!(
-                        "G1: node {n} acknowledges a flush, member {} lacks something: {e}",
-                        node.id
-                    )
-                });
-            if result.is_err() {
-                break;
-            }
-        }
+        let by = self.nodes[n].id;
+        let members = self.sound_members(None);
+        let result = durability::flushed(&self.checks.history, by, covered, members);
         self.must(result);
         self.checks.history.flushed(covered);
     }
+}
+
+fn is_planned_stop(step: HostStep) -> bool {
+    matches!(
+        step,
+        HostStep::RemoveVips { forced: false }
+            | HostStep::StopServices { forced: false }
+            | HostStep::Unmount { forced: false }
+            | HostStep::CloseDevice { forced: false }
+    )
 }
 
 fn is_start(step: HostStep) -> bool {

@@ -1,5 +1,6 @@
 //! Peer lanes: connections between data nodes, and the frames on them.
 
+use crate::mutation::Mutation;
 use crate::net::lane_index;
 use crate::node::Input;
 use crate::scenario::{MS, S};
@@ -20,6 +21,28 @@ impl World {
         let lane = frame.lane();
         self.trace
             .line(self.now, me, || format!("-> {peer}: {}", brief(frame)));
+        let nothing;
+        let frame = match (frame, self.mutation) {
+            (
+                Frame::Resync {
+                    stamp,
+                    token,
+                    range,
+                    data: Some(data),
+                },
+                Some(Mutation::ResyncOfNothing),
+            ) => {
+                nothing = Frame::Resync {
+                    stamp: *stamp,
+                    token: *token,
+                    range: *range,
+                    data: Some(vec![0; data.len()].into()),
+                };
+                &nothing
+            }
+            _ => frame,
+        };
+        self.sees_send(from, peer, frame);
         let Some(link) = self.link_of(me, peer) else {
             self.fail(format!(
                 "{me} sends a frame to {peer}, with whom it has no link"

@@ -19,12 +19,14 @@ mod faults;
 mod host;
 mod lanes;
 mod liveness;
+pub mod marks;
 #[cfg(test)]
 mod matrix;
 mod messages;
 pub mod mutation;
 mod net;
 mod node;
+mod observe;
 pub mod planted;
 mod rng;
 mod scenario;

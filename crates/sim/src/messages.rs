@@ -1,6 +1,7 @@
 //! The control network: single messages that are lost, late, doubled and out of order, and the
 //! control connections whose breaking a node may learn of.
 
+use crate::check::bounds::Bounds;
 use crate::mutation::Mutation;
 use crate::node::Input;
 use crate::scenario::{MS, S};
@@ -33,6 +34,7 @@ impl World {
             format!("~> node {to}: {}", message.word())
         });
         self.trace.mix_bytes(&bytes);
+        self.must(Bounds::message(bytes.len()));
         let (loss, twice) = (self.scenario.loss, self.scenario.duplicates);
         let rng = &mut self.rng.net;
         let calm = self.healed_at.is_some();

@@ -47,6 +47,8 @@ pub struct Host {
     pub steps: u64,
     /// True time at which the fencer clears everything.
     pub deadline: Option<u64>,
+    /// A stop that nothing forces is under way.
+    pub stopping: bool,
     /// Raised with each new deadline.
     pub deadlines: u64,
 }

@@ -1,6 +1,6 @@
 //! What is true: what was committed, who serves, what the operator does, when replicas are compared.
 
-use crate::check::dirty;
+use crate::check::{dirty, durability};
 use crate::scenario::MS;
 use crate::world::{Ev, RESOURCE, VOLUME, World};
 use holdfast_control::{AdminReply, AdminRequest, CreateVolume};
@@ -24,7 +24,7 @@ pub(crate) struct Choice {
 impl World {
     /// A node applied a record.
     pub(crate) fn committed(&mut self, n: usize, view: View) {
-        let result = self.checks.consensus.applied(view);
+        let result = self.checks.consensus.applied(self.nodes[n].id, view);
         self.must(result);
         let change = match self.checks.promotion.applied(view) {
             Ok(Some(change)) => change,
@@ -40,6 +40,7 @@ impl World {
         for node in &mut self.nodes {
             node.adding &= !view.data_nodes.has(node.id);
         }
+        self.mark_record(&view);
         for m in change.grown.iter() {
             let node = &mut self.nodes[usize::from(m.0)];
             // What it lost since the session in which it was made equal it lost for good, however late the commit.
@@ -48,13 +49,19 @@ impl World {
                 node.lossy = false;
                 node.strange_disk = false;
                 if let Some(disk) = &node.disk {
-                    let result = self.checks.history.holds_all(disk.cached(), disk.stable());
-                    self.must(result.map_err(|e| format!("G1: {m} becomes a member, but {e}")));
+                    let member = durability::Member {
+                        node: m,
+                        cached: disk.cached(),
+                        stable: disk.stable(),
+                    };
+                    let result = durability::joined(&self.checks.history, member);
+                    self.must(result);
                 }
             }
         }
         if let Some((_, members)) = change.promoted {
             self.trace.mark("promoted");
+            self.mark_promotion(&view);
             // A write or flush error is final for a disk: it counts as lost, whatever can still be read from it.
             let failed = |m: &crate::node::SimNode| {
                 m.bad_disk && m.disk.as_ref().is_some_and(|d| d.failed > 0)
@@ -106,8 +113,9 @@ impl World {
         self.trace.news(self.now, NodeId(n as u8), || {
             format!("opens in epoch {epoch}")
         });
-        let result = self.checks.exclusive.opened(n, epoch);
+        let result = self.checks.writer.opened(n, epoch);
         self.must(result);
+        self.checks.services.opened(n, epoch);
         self.may_have_lost(n, epoch);
         self.checks.history.opened(self.now, epoch);
         self.nodes[n].open_epoch = Some(epoch);
@@ -151,6 +159,7 @@ impl World {
     pub(crate) fn compare(&mut self) {
         self.agenda.at(self.now + COMPARE_NS, Ev::Compare);
         self.compare_now();
+        self.check_status();
     }
 
     /// Checks G4 as of this instant.
@@ -164,24 +173,14 @@ impl World {
             .promotion
             .committed()
             .map_or(NodeSet::EMPTY, |v| v.data_nodes);
-        let mut replicas = Vec::new();
-        let claimed =
-            |n: &&crate::node::SimNode| !n.bad_disk && !n.strange_disk && placed.has(n.id);
-        for node in self.nodes.iter().filter(claimed) {
-            let Some(disk) = &node.disk else { continue };
-            match dirty::decode(disk.stable()) {
-                Ok(meta) => replicas.push(dirty::Replica {
-                    node: node.id,
-                    cached: disk.cached(),
-                    stable: disk.stable(),
-                    meta,
-                }),
-                Err(e) => {
-                    let why = format!("G4: the metadata of {} cannot be read: {e}", node.id);
-                    return self.fail(why);
-                }
-            }
-        }
+        let replicas: Result<Vec<_>, String> = (0..self.nodes.len())
+            .filter(|&n| placed.has(self.nodes[n].id))
+            .filter_map(|n| self.replica_of(n))
+            .collect();
+        let replicas = match replicas {
+            Ok(replicas) => replicas,
+            Err(why) => return self.fail(why),
+        };
         let g = self.scenario.geometry;
         let mut result = Ok(());
         'all: for member in replicas.iter().filter(|r| members.has(r.node)) {

@@ -3,6 +3,7 @@
 
 use holdfast_sim::Outcome;
 use holdfast_sim::cli::{SimOptions, run_seed};
+use holdfast_sim::mutation::Mutation;
 use holdfast_sim::planted;
 
 /// Seeds after which a bug that was not caught has escaped. The rarest are caught in one of about a hundred.
@@ -26,6 +27,54 @@ fn caught(name: &str) {
         }
     }
     panic!("{name} escaped {SEEDS_MAX} seeds: no checker of {guarantees:?} saw it");
+}
+
+/// The rules of a checker that no single bug of the state machines breaks are broken by a lie of their interpreter.
+fn lie_caught(name: &str) {
+    let (mutation, text) = Mutation::ALL
+        .into_iter()
+        .find(|(m, _)| format!("{m:?}") == name)
+        .unwrap_or_else(|| panic!("no lie is called {name}"));
+    let options = SimOptions {
+        mutation: Some(mutation),
+        twice: mutation == Mutation::Wobble,
+        ..SimOptions::default()
+    };
+    for seed in 0..SEEDS_MAX {
+        if let Outcome::Failed(why) = run_seed(seed, &options).outcome
+            && why.contains(text)
+        {
+            println!("{name}: seed {seed}: {why}");
+            return;
+        }
+    }
+    panic!("{name} escaped {SEEDS_MAX} seeds: no checker said {text:?}");
+}
+
+macro_rules! lies {
+    ($($test:ident: $lie:literal,)*) => {
+        $(#[test] fn $test() { lie_caught($lie); })*
+        #[test]
+        fn every_lie_has_a_test() {
+            let tested = [$($lie),*];
+            for (lie, _) in Mutation::ALL {
+                assert!(tested.contains(&format!("{lie:?}").as_str()), "{lie:?} has no test");
+            }
+        }
+    };
+}
+
+lies! {
+    wobble: "Wobble",
+    early_meta: "EarlyMeta",
+    vote_forgotten: "VoteForgotten",
+    vip_stays: "VipStays",
+    resync_of_nothing: "ResyncOfNothing",
+    same_boot: "SameBoot",
+    lease_stretched: "LeaseStretched",
+    more_slots: "MoreSlots",
+    status_lies: "StatusLies",
+    bitmaps_kept: "BitmapsKept",
 }
 
 macro_rules! caught {

@@ -305,6 +305,64 @@ impl History {
         Ok(())
     }
 
+    /// Is what is `held` in these cells nowhere older than what `data` brought there?
+    pub fn not_older(&self, first: u64, held: &[u8], data: &[u8]) -> Result<(), String> {
+        let pairs = held
+            .chunks(CELL_BYTES as usize)
+            .zip(data.chunks(CELL_BYTES as usize));
+        for (at, (held, data)) in (first..)
+            .zip(pairs)
+            .filter(|(_, (held, data))| held != data)
+        {
+            if let Content::Of(id) = content(data, at)
+                && let Some(w) = self.writes.get(id as usize)
+                && let Some(stale) = self.stale(at, held, w.begun)
+            {
+                return Err(format!(
+                    "holds {stale} in cell {at}, not {}",
+                    self.describe_write(id)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Do these cells hold everything that is acknowledged there?
+    pub fn holds_acknowledged(&self, first: u64, bytes: &[u8]) -> Result<(), String> {
+        for (at, bytes) in (first..).zip(bytes.chunks(CELL_BYTES as usize)) {
+            let floor = self.cells[at as usize].acked;
+            if let Some(stale) = self.stale(at, bytes, floor) {
+                return Err(format!(
+                    "writes begun by {floor} are acknowledged, and cell {at} has {stale}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Does `bytes` replace, in any cell, something newer that matters: a write at or below the last acknowledged one?
+    pub fn replaces_newer(&self, first: u64, bytes: &[u8], held: &[u8]) -> Result<(), String> {
+        let pairs = bytes
+            .chunks(CELL_BYTES as usize)
+            .zip(held.chunks(CELL_BYTES as usize));
+        for (at, (new, old)) in (first..).zip(pairs).filter(|(_, (new, old))| new != old) {
+            let Content::Of(id) = content(old, at) else {
+                continue;
+            };
+            let Some(w) = self.writes.get(id as usize) else {
+                continue;
+            };
+            let matters = w.acked.is_some() && w.begun <= self.cells[at as usize].acked;
+            if let Some(stale) = self.stale(at, new, w.begun).filter(|_| matters) {
+                return Err(format!(
+                    "{stale} replaces the newer {} in cell {at}",
+                    self.describe_write(id)
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The flush is acknowledged.
     pub fn flushed(&mut self, covered: &[u64]) {
         for (cell, &floor) in self.cells.iter_mut().zip(covered) {

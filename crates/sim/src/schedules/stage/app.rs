@@ -105,7 +105,7 @@ impl Stage {
             return;
         };
         let now = self.now.0;
-        let result = self.exclusive.completes(n, epoch);
+        let result = self.writer.completes(n, epoch);
         self.checked(result);
         let result = match asked {
             Asked::Read { begun, first, .. } => self.history.read(now, begun, first, &bytes),

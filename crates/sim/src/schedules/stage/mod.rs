@@ -10,7 +10,6 @@ mod register;
 
 use super::disk::{Disk, Hold, Keep};
 use crate::app::Asked;
-use crate::check::exclusive::Exclusive;
 use crate::check::history::{CELL_BYTES, History, stamp};
 use crate::check::promotion::Promotion;
 use crate::check::writer::Writer;
@@ -80,7 +79,6 @@ pub(super) struct Stage {
     next_req: u64,
     answers: BTreeMap<u64, Result<(), RequestError>>,
     history: History,
-    exclusive: Exclusive,
     promotion: Promotion,
     writer: Writer,
     /// What a checker found first.
@@ -126,9 +124,8 @@ impl Stage {
             next_req: 1,
             answers: BTreeMap::new(),
             history: History::new(GEOMETRY.bytes() / CELL_BYTES),
-            exclusive: Exclusive::new(true),
             promotion: Promotion::default(),
-            writer: Writer::default(),
+            writer: Writer::new(true),
             failure: None,
         };
         let result = stage.promotion.applied(view).map(|_| ());

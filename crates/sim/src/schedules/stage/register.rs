@@ -22,7 +22,7 @@ impl Stage {
                 }
             }
             ToControl::Opened { epoch } => {
-                let result = self.exclusive.opened(n, epoch.0);
+                let result = self.writer.opened(n, epoch.0);
                 self.checked(result);
                 self.history.opened(self.now.0, epoch.0);
                 self.sites[n].open = Some(epoch.0);

@@ -88,8 +88,8 @@ pub(crate) enum After {
     Start,
     /// The stop goes on.
     Stop,
-    /// The promise of this epoch is stored.
-    Promise(Epoch),
+    /// The promise of this number (the secondary's own) is stored.
+    Promise(u64),
     /// This session may be answered.
     Attach(Epoch, SessionId),
     /// The device may open, in this life.

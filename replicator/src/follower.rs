@@ -84,7 +84,7 @@ pub(crate) struct Follower {
     session: Option<(NodeId, Stamp)>,
     /// A session that is not answered yet: older writes still in flight, or the superblock not written.
     attaching: Option<(NodeId, Attach, bool)>,
-    promising: Option<(Epoch, bool)>,
+    promising: Option<(Epoch, Option<u64>)>,
     open_epoch: Epoch,
     open: BTreeMap<Seq, Open>,
     recv: BTreeMap<RecvId, Recv>,
@@ -245,7 +245,7 @@ impl Follower {
             );
         }
         self.end_session(ctx);
-        self.promising = Some((epoch, false));
+        self.promising = Some((epoch, None));
         // Answer no older frame from here on, also while the promise is on its way to the disk.
         ctx.promise(epoch);
         self.drained(ctx);
@@ -256,11 +256,12 @@ impl Follower {
         if ctx.writes_in_flight > 0 && !ctx.off(Rule::EndOldWrites) {
             return;
         }
-        if self.promising.is_some_and(|(_, storing)| !storing) {
+        if self.promising.is_some_and(|(_, storing)| storing.is_none()) {
             // What is open stays open: the promise may be taken back, and then the primary goes on where it was.
+            let number = ctx.barrier_number();
             let (_, storing) = self.promising.as_mut().expect("just seen");
-            *storing = true;
-            ctx.store(After::Promise(ctx.superblock.promised));
+            *storing = Some(number);
+            ctx.store(After::Promise(number));
             return;
         }
         let Some((_, attach, storing)) = self.attaching.as_mut() else {
@@ -297,8 +298,12 @@ impl Follower {
         }
     }
 
-    pub(crate) fn promised(&mut self, ctx: &mut Ctx, epoch: Epoch) {
-        if self.promising == Some((epoch, true)) {
+    /// The promise of this number is stored. (Not just of this epoch: one that was withdrawn and made again meanwhile may find
+    /// the write of the withdrawal.)
+    pub(crate) fn promised(&mut self, ctx: &mut Ctx, number: u64) {
+        if let Some((epoch, Some(storing))) = self.promising
+            && storing == number
+        {
             self.promising = None;
             ctx.control(ToControl::Promised { epoch });
         }

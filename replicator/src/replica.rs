@@ -502,7 +502,7 @@ impl Replica {
                 Wake::Log(LogUser::Recv(id)) => f.logged(&mut self.ctx, id),
                 Wake::Io(io, bytes) => f.io(&mut self.ctx, io, bytes),
                 Wake::Drained => f.drained(&mut self.ctx),
-                Wake::Stored(After::Promise(epoch)) => f.promised(&mut self.ctx, epoch),
+                Wake::Stored(After::Promise(number)) => f.promised(&mut self.ctx, number),
                 Wake::Stored(After::Attach(epoch, session)) => {
                     f.attached(&mut self.ctx, epoch, session)
                 }

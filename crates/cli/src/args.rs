@@ -102,7 +102,8 @@ Example:
     #[command(after_help = "\
 Example:
   holdfast sim --seeds 2000 --swarm
-  holdfast sim --seed 1234          replay one, with its trace")]
+  holdfast sim --seed 1234          replay one, with its story
+  holdfast sim --replay seed-1234.trace")]
     Sim(SimArgs),
     /// Start a cluster here, break it while a service writes, and check that nothing was lost
     #[command(after_help = "\
@@ -334,6 +335,12 @@ pub(crate) struct SimArgs {
     /// All classes of faults in every seed; else each is absent from half of them
     #[arg(long, overrides_with = "swarm")]
     pub(crate) no_swarm: bool,
+    /// Plays a trace: the decisions of a run that failed
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds", "from"])]
+    pub(crate) replay: Option<PathBuf>,
+    /// Where failures, made small, are written as traces
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) traces: PathBuf,
     /// Run each seed twice and compare all that happened
     #[arg(long)]
     pub(crate) twice: bool,

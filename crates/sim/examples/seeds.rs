@@ -1,6 +1,7 @@
 //! Runs seeds without building the daemon: `cargo run --release -p holdfast-sim --example seeds -- [START] COUNT`, or
 //! `... -- =SEED` for one seed with a line per event. Options: `twice`, `all` (go on after a failure), `no-swarm`,
-//! `plant=NAME` (a bug for the checkers to catch), `shape=NAME` (runs as for that bug, without it), `lie=NAME` (of an interpreter).
+//! `plant=NAME` (a bug for the checkers to catch), `shape=NAME` (runs as for that bug, without it), `lie=NAME` (of an interpreter),
+//! `traces=DIR` (failures made small), `replay=FILE` (one of those).
 
 use holdfast_sim::cli::{SimOptions, run};
 
@@ -16,6 +17,16 @@ fn main() {
             "all" => options.keep_going = true,
             "no-swarm" => options.swarm = false,
             "json" => options.json = true,
+            _ if arg.starts_with("traces=") => options.traces = Some(arg["traces=".len()..].into()),
+            _ if arg.starts_with("replay=") => {
+                let text = std::fs::read_to_string(&arg["replay=".len()..]).expect("a file");
+                let plan = text.parse().expect("a trace");
+                std::process::exit(i32::from(!holdfast_sim::cli::replay(
+                    &plan,
+                    options.verbose,
+                )));
+            }
+            "verbose" => options.verbose = true,
             _ if arg.starts_with("shape=") => {
                 options.shaped = holdfast_sim::planted::find(&arg["shape=".len()..]);
                 assert!(options.shaped.is_some(), "no bug of that name");

@@ -45,7 +45,6 @@ impl<E> Agenda<E> {
 
     /// `event` happens at `at`, before everything but what was entered this way earlier. Draws nothing, so that
     /// what is entered this way can be left out without a change to the order of all else.
-    #[allow(dead_code)]
     pub fn first(&mut self, at: u64, event: E) {
         self.push(at, 0, event);
     }

@@ -1,21 +1,26 @@
 //! Running many seeds, and telling what came of them.
 
 use crate::mutation::Mutation;
+use crate::plan::{Plan, Shape, Step};
 use crate::scenario::Scenario;
-use crate::trace::{Telling, Trace};
+pub use crate::trace::Telling;
+use crate::trace::Trace;
 use crate::world::{Outcome, World};
 use holdfast_replicator::Rule;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Threads that run seeds side by side.
 const THREADS: usize = 2;
+/// Runs spent on making one failure small.
+const SHRINK_RUNS_MAX: u32 = 1500;
 /// Failures that are told in full.
-const FAILURES_SHOWN: usize = 1000;
+const FAILURES_SHOWN: usize = 100;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -38,6 +43,8 @@ pub struct SimOptions {
     pub json: bool,
     /// Lie to the state machines in this way (for the tests of the checkers).
     pub mutation: Option<Mutation>,
+    /// Failures are made small and written here as traces.
+    pub traces: Option<PathBuf>,
     /// Plant this bug (for the tests of the checkers).
     pub planted: Option<Rule>,
     /// Shape the runs as for this bug, without it: what a checker finds then is no merit of the bug.
@@ -56,6 +63,7 @@ impl Default for SimOptions {
             verbose: false,
             json: false,
             mutation: None,
+            traces: None,
             planted: None,
             shaped: None,
         }
@@ -79,6 +87,10 @@ pub struct SeedReport {
     pub marks: BTreeMap<&'static str, u64>,
     /// The last lines of its story.
     pub tail: Vec<String>,
+    /// True time of the end, in nanoseconds.
+    pub ended_at: u64,
+    /// What was run; with its decisions if it failed.
+    pub plan: Option<Plan>,
 }
 
 impl SeedReport {
@@ -91,6 +103,8 @@ impl SeedReport {
             ops: 0,
             marks: BTreeMap::new(),
             tail: Vec::new(),
+            ended_at: 0,
+            plan: None,
         }
     }
 }
@@ -172,9 +186,45 @@ fn run_once(
         }
         crate::planted::provoke(planted, &mut scenario);
     }
-    let mut world = World::new(scenario, options.planted, Trace::new(telling, steps));
-    world.mutation = options.mutation;
-    SEED.set(Some(seed));
+    let plan = Plan {
+        seed,
+        swarm: options.swarm,
+        rule: options.planted,
+        lie: options.mutation,
+        shape: Shape::of(&scenario),
+        found: String::new(),
+        steps: Vec::new(),
+    };
+    play(plan, scenario, None, telling, steps)
+}
+
+/// Plays the decisions of a plan.
+pub fn run_plan(plan: &Plan, telling: Telling) -> SeedReport {
+    let mut scenario = Scenario::draw(plan.seed, plan.swarm);
+    if let Some(rule) = plan.rule {
+        crate::planted::provoke(rule, &mut scenario);
+    }
+    plan.shape.apply(&mut scenario);
+    play(
+        plan.clone(),
+        scenario,
+        Some(plan.steps.clone()),
+        telling,
+        false,
+    )
+    .0
+}
+
+fn play(
+    mut plan: Plan,
+    scenario: Scenario,
+    script: Option<Vec<Step>>,
+    telling: Telling,
+    steps: bool,
+) -> (SeedReport, Vec<u64>) {
+    let mut world = World::new(scenario, plan.rule, Trace::new(telling, steps), script);
+    world.mutation = plan.lie;
+    SEED.set(Some(plan.seed));
     // An assertion of a state machine is a finding as any other.
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     SEED.set(None);
@@ -187,16 +237,62 @@ fn run_once(
         Outcome::Failed(format!("panic at {:.3} ms: {text}", world.now as f64 / 1e6))
     });
     let steps = world.trace.steps();
+    if let Outcome::Failed(why) = &outcome {
+        plan.found.clone_from(why);
+        plan.steps = std::mem::take(&mut world.decisions);
+    }
     let report = SeedReport {
-        seed,
+        seed: plan.seed,
         outcome,
         hash: world.trace.hash(),
         events: world.trace.events,
         ops: world.trace.ops,
         marks: world.trace.marks().clone(),
         tail: world.trace.tail(),
+        ended_at: world.now,
+        plan: Some(plan),
     };
     (report, steps)
+}
+
+/// The smallest plan that fails as this failed run does.
+pub fn shrink_failure(report: &SeedReport, runs_max: u32) -> Option<Plan> {
+    let plan = report.plan.as_ref().filter(|p| !p.found.is_empty())?;
+    let mut run = |candidate: &Plan| {
+        let report = run_plan(candidate, Telling::Nothing);
+        match report.outcome {
+            Outcome::Failed(why) => Some((why, report.ended_at)),
+            Outcome::Well | Outcome::Unrecoverable => None,
+        }
+    };
+    Some(crate::shrink::shrink(plan, runs_max, &mut run))
+}
+
+/// Plays a trace, tells what comes of it; false if it fails.
+pub fn replay(plan: &Plan, verbose: bool) -> bool {
+    let telling = if verbose { Telling::All } else { Telling::Tail };
+    let report = run_plan(plan, telling);
+    match &report.outcome {
+        Outcome::Failed(why) => {
+            if !verbose {
+                report.tail.iter().for_each(|line| println!("{line}"));
+            }
+            println!(
+                "{} decisions of seed {}: {why}",
+                plan.steps.len(),
+                plan.seed
+            );
+            false
+        }
+        outcome => {
+            println!(
+                "{} decisions of seed {}: {outcome:?}",
+                plan.steps.len(),
+                plan.seed
+            );
+            true
+        }
+    }
 }
 
 thread_local! {
@@ -285,6 +381,26 @@ fn print_failure(report: &SeedReport, options: &SimOptions) {
             report.seed,
             if options.swarm { "" } else { " --no-swarm" }
         );
+        if let Some(dir) = &options.traces {
+            write_trace(report, dir);
+        }
+    }
+}
+
+/// Makes a failure small and keeps it.
+fn write_trace(report: &SeedReport, dir: &std::path::Path) {
+    let Some(small) = shrink_failure(report, SHRINK_RUNS_MAX) else {
+        return;
+    };
+    let path = dir.join(format!("seed-{}.trace", report.seed));
+    match std::fs::write(&path, small.to_string()) {
+        Ok(()) => println!(
+            "{} of {} decisions are enough; replay: holdfast sim --replay {}",
+            small.steps.len(),
+            report.plan.as_ref().map_or(0, |p| p.steps.len()),
+            path.display()
+        ),
+        Err(e) => println!("the trace cannot be written to {}: {e}", path.display()),
     }
 }
 

@@ -108,7 +108,7 @@ impl World {
             let recovered = match recovered {
                 Ok(mut recovered) => {
                     if self.mutation == Some(Mutation::MoreSlots) {
-                        recovered.superblock.log_slots = 2 * self.scenario.log_slots;
+                        recovered.superblock.log_slots = 2 * self.scenario.log_slots[n];
                     }
                     recovered
                 }

@@ -116,10 +116,16 @@ pub struct Disk {
     pub latency: Latency,
     /// Operations fail this often.
     pub errors: Errors,
-    /// Writes and flushes that ended in an error.
+    /// Operations that ended in an error.
     pub failed: u64,
     /// Operations that end before this true time end then.
     pub hung_until: u64,
+    /// Flushes and durable writes of data are reported done and are not.
+    pub lies: bool,
+    /// Writes find no space any more.
+    pub full: bool,
+    /// Cannot be read until it is written over.
+    pub unreadable: std::ops::Range<u64>,
     /// Raised whenever the metadata on stable storage changes.
     meta_version: u64,
 }
@@ -156,6 +162,9 @@ impl Disk {
             errors: Errors::NONE,
             failed: 0,
             hung_until: 0,
+            lies: false,
+            full: false,
+            unreadable: 0..0,
             meta_version: 0,
         }
     }
@@ -166,10 +175,24 @@ impl Disk {
         self.stable.fill(0);
         self.log.clear();
         self.in_flight.clear();
-        self.errors = Errors::NONE;
+        self.repair();
+        self.lies = false;
         self.failed = 0;
         self.hung_until = 0;
         self.meta_version += 1;
+    }
+
+    /// It works again; what it failed to write stays lost.
+    pub fn repair(&mut self) {
+        self.errors = Errors::NONE;
+        self.full = false;
+        self.unreadable = 0..0;
+    }
+
+    /// It stops lying, and what it had not written it writes.
+    pub fn come_clean(&mut self) {
+        self.lies = false;
+        self.write_back(u64::MAX);
     }
 
     /// What a read returns now.
@@ -268,7 +291,10 @@ impl Disk {
         }
         let result = match op.op {
             DiskOp::Read { offset, len } => {
-                if self.rng.happens(self.errors.read) {
+                let bad = &self.unreadable;
+                let unreadable = bad.start < offset + u64::from(len) && offset < bad.end;
+                if self.rng.happens(self.errors.read) || unreadable {
+                    self.failed += 1;
                     Err(DiskError::Io)
                 } else {
                     let from = offset as usize;
@@ -297,6 +323,14 @@ impl Disk {
     }
 
     fn write(&mut self, offset: u64, data: Bytes, durable: bool) -> Result<Bytes, DiskError> {
+        if self.full {
+            self.failed += 1;
+            return Err(DiskError::NoSpace);
+        }
+        if offset <= self.unreadable.start && self.unreadable.end <= offset + data.len() as u64 {
+            self.unreadable = 0..0;
+        }
+        let durable = durable && !(self.lies && offset < self.data_end);
         if self.rng.happens(self.errors.write) {
             self.failed += 1;
             self.write_part(offset, &data);
@@ -348,7 +382,9 @@ impl Disk {
             self.log.retain(|w| w.index > covered);
             return Err(DiskError::Io);
         }
-        self.write_back(covered);
+        if !self.lies {
+            self.write_back(covered);
+        }
         Ok(Bytes::new())
     }
 

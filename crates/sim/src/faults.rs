@@ -1,11 +1,13 @@
 //! Faults: what goes wrong, when, and how it ends.
 //!
 //! The budget: a copy is destroyed (wiped, or its disk fails) only where another member of the committed
-//! set is healthy and unharmed, and one machine at a time; one voter per run loses its control state. All
-//! else may coincide. If the faults destroy the last good copy all the same, the run ends as unrecoverable.
+//! set is healthy and unharmed, and one machine at a time; one voter per run loses its control state. A disk that lies
+//! about flushes counts as harmed, and excuses what is claimed of its stable storage, nothing else; when its machine loses power it
+//! is replaced. All else may coincide. If the faults destroy the last good copy all the same, the run ends as unrecoverable.
 
-use crate::disk::Errors;
-use crate::rng::Ratio;
+use crate::disk::{Disk, Errors};
+use crate::plan::{Step, What};
+use crate::rng::{Ratio, Rng};
 use crate::scenario::{Fault, MS, S};
 use crate::world::{Ev, World};
 use holdfast_control::{self as control, AdminId, AdminRequest, VolumeIx};
@@ -57,7 +59,47 @@ impl World {
             .find(|f| f.0 == fault)
             .map_or(S, |f| f.1);
         let next = self.now + 1 + self.rng.fault.below(2 * gap);
-        self.agenda.at(next, Ev::Fault(fault));
+        self.agenda.first(next, Ev::Fault(fault));
+        let dice = self.rng.fault.bits();
+        self.decide(fault, dice);
+    }
+
+    /// A decision of the script is due.
+    pub(crate) fn step_due(&mut self, index: usize) {
+        let Some(step) = self.script.as_ref().and_then(|s| s.get(index)).copied() else {
+            return;
+        };
+        match step.what {
+            What::Strike(fault) if self.healed_at.is_none() => self.decide(fault, step.dice),
+            What::Strike(_) => {}
+            What::Ask(node) => self.scripted_ask(usize::from(node), step.dice),
+        }
+    }
+
+    /// A fault strikes. Its details come from the dice, so that they do not depend on what was decided before.
+    fn decide(&mut self, fault: Fault, dice: u64) {
+        self.decisions.push(Step {
+            at: self.now,
+            what: What::Strike(fault),
+            dice,
+        });
+        self.with_dice(dice, |w| w.strike_class(fault));
+    }
+
+    /// What follows later from faults draws from a stream of its own.
+    pub(crate) fn aftermath<R>(&mut self, act: impl FnOnce(&mut Self) -> R) -> R {
+        let dice = self.rng.undo.bits();
+        self.with_dice(dice, act)
+    }
+
+    fn with_dice<R>(&mut self, dice: u64, act: impl FnOnce(&mut Self) -> R) -> R {
+        let saved = std::mem::replace(&mut self.rng.fault, Rng::stream(dice, "dice"));
+        let result = act(self);
+        self.rng.fault = saved;
+        result
+    }
+
+    fn strike_class(&mut self, fault: Fault) {
         let n = self.rng.fault.below(self.nodes.len() as u64) as usize;
         let d = self.rng.fault.below(self.scenario.data_nodes.into()) as usize;
         match fault {
@@ -123,6 +165,10 @@ impl World {
                 let at = self.now + self.rng.fault.between(100 * MS, 5 * S);
                 self.agenda.at(at, Ev::Undo(Undo::Fast { node: d }));
             }
+            Fault::BadSector => self.bad_sector(d),
+            Fault::NoSpace => self.no_space(d),
+            Fault::LyingFlush => self.lying_flush(d),
+            Fault::ClockLeap => self.clock_leap(n),
             Fault::Wipe => self.wipe(d),
             Fault::Members => self.change_members(d),
             Fault::StateLoss => self.lose_state(n),
@@ -231,6 +277,15 @@ impl World {
     }
 
     fn lose_power(&mut self, n: usize) {
+        if self.nodes[n].lying() {
+            if self.expendable(n) {
+                return self.exchange_disk(n);
+            }
+            // It must not be lost: it was lucky.
+            if let Some(disk) = &mut self.nodes[n].disk {
+                disk.come_clean();
+            }
+        }
         let node = &self.nodes[n];
         // A daemon that stopped in good order has nothing to lose.
         let stopped_clean = node.process.is_none() && node.data && self.clean_mark(n);
@@ -367,9 +422,17 @@ impl World {
     fn expendable(&self, n: usize) -> bool {
         let members = self.checks.promotion.in_sync();
         let unharmed = |m: &crate::node::SimNode| {
-            m.data && !m.bad_disk && !m.strange_disk && !m.unclean && members.has(m.id)
+            m.data
+                && !m.bad_disk
+                && !m.strange_disk
+                && !m.unclean
+                && !m.lying()
+                && members.has(m.id)
         };
-        let harmed = self.nodes.iter().any(|m| m.bad_disk || m.strange_disk);
+        let harmed = self
+            .nodes
+            .iter()
+            .any(|m| m.bad_disk || m.strange_disk || m.lying());
         let primary = self.checks.promotion.committed().and_then(|v| v.primary);
         let me = self.nodes[n].id;
         self.created
@@ -381,15 +444,63 @@ impl World {
                 .any(|m| m.id != me && m.up() && unharmed(m))
     }
 
-    fn disk_errors(&mut self, n: usize) {
+    /// May the disk of `n` fail? Its copy is lost then.
+    fn may_fail(&self, n: usize) -> bool {
         // The primary's disk may fail as well, as long as it is not the last.
         let members = self.checks.promotion.in_sync();
         let harmed = self
             .nodes
             .iter()
-            .any(|m| m.bad_disk || m.strange_disk || m.unclean);
+            .any(|m| m.bad_disk || m.strange_disk || m.unclean || m.lying());
         let last = !self.expendable(n) && (harmed || members.len() < 2);
-        if last || !self.nodes[n].up() {
+        !last && self.nodes[n].up()
+    }
+
+    /// A stretch of the data cannot be read until it is written over.
+    fn bad_sector(&mut self, n: usize) {
+        if !self.may_fail(n) {
+            return;
+        }
+        let area = self.layout.geometry.bytes();
+        let unit = crate::disk::DATA_SECTOR_BYTES;
+        let first = self.rng.fault.below(area / unit) * unit;
+        let end = (first + unit * self.rng.fault.between(1, 64)).min(area);
+        self.trace.mark("bad sector");
+        self.fail_disk(n, Errors::NONE, |disk| disk.unreadable = first..end);
+    }
+
+    /// The backing file cannot grow any more.
+    fn no_space(&mut self, n: usize) {
+        if self.may_fail(n) {
+            self.trace.mark("no space");
+            self.fail_disk(n, Errors::NONE, |disk| disk.full = true);
+        }
+    }
+
+    /// A disk says that it has flushed, and has not. What it then loses with its power no protocol can know of: its operator,
+    /// who does, replaces it before it serves again.
+    fn lying_flush(&mut self, n: usize) {
+        if self.expendable(n)
+            && let Some(disk) = &mut self.nodes[n].disk
+        {
+            disk.lies = true;
+            self.trace.mark("disk lies about flushes");
+        }
+    }
+
+    /// A clock shows much more time than has passed, as after a restored snapshot of a virtual machine. Only where clocks are
+    /// broken anyway.
+    fn clock_leap(&mut self, n: usize) {
+        let by = self.rng.fault.between(100 * MS, 5 * S);
+        if self.scenario.wild_clocks {
+            self.trace.mark("clock leapt");
+            let clock = &mut self.nodes[n].clock;
+            clock.ahead_ns += by;
+        }
+    }
+
+    fn disk_errors(&mut self, n: usize) {
+        if !self.may_fail(n) {
             return;
         }
         let kinds = [
@@ -413,12 +524,18 @@ impl World {
         ];
         let errors = *self.rng.fault.pick(&kinds);
         self.trace.mark("disk errors");
+        self.fail_disk(n, errors, |_| {});
+    }
+
+    /// A disk begins to fail; some time later somebody sees to it.
+    fn fail_disk(&mut self, n: usize, errors: Errors, how: impl FnOnce(&mut Disk)) {
         self.trace.news(self.now, NodeId(n as u8), || {
             format!("disk fails: {errors:?}")
         });
         self.nodes[n].bad_disk = true;
         if let Some(disk) = &mut self.nodes[n].disk {
             disk.errors = errors;
+            how(disk);
         }
         let at = self.now + self.rng.fault.between(S, 8 * S);
         self.agenda.at(at, Ev::Undo(Undo::Replace { node: n }));
@@ -480,6 +597,11 @@ impl World {
 
     /// The machine is switched off, gets a blank disk, and comes back.
     pub(crate) fn replace_disk(&mut self, n: usize, delay: u64) {
+        self.exchange_disk(n);
+        self.start_later(n, delay);
+    }
+
+    fn exchange_disk(&mut self, n: usize) {
         self.trace.mark("disk replaced");
         self.trace
             .news(self.now, NodeId(n as u8), || "gets a blank disk".into());
@@ -494,7 +616,6 @@ impl World {
         node.lossy = true;
         self.initialise(n, BitmapStart::AllDirty);
         self.checks.nodes[n].direction.exchanged();
-        self.start_later(n, delay);
     }
 
     /// An operator sees to a failed disk: replaces it, unless it holds what no other disk holds for sure. Then he waits for
@@ -524,7 +645,7 @@ impl World {
             self.lose_power(n);
             self.nodes[n].bad_disk = false;
             if let Some(disk) = &mut self.nodes[n].disk {
-                disk.errors = Errors::NONE;
+                disk.repair();
             }
             self.start_later(n, delay);
         }

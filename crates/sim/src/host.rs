@@ -4,6 +4,8 @@
 use crate::app::{self, Asked};
 use crate::check::durability;
 use crate::mutation::Mutation;
+use crate::plan::{Step, What};
+use crate::rng::Rng;
 use crate::scenario::MS;
 use crate::world::{Ev, World};
 use bytes::Bytes;
@@ -84,13 +86,10 @@ impl World {
                 host.services = true;
                 node.app.life += 1;
                 node.app.running = true;
-                self.agenda.at(
-                    now,
-                    Ev::App {
-                        node: n,
-                        life: node.app.life,
-                    },
-                );
+                let life = node.app.life;
+                if self.script.is_none() {
+                    self.agenda.first(now, Ev::App { node: n, life });
+                }
             }
             HostStep::AddVips => host.vip = true,
             HostStep::Mount | HostStep::StartServices => {
@@ -180,7 +179,7 @@ impl World {
         }
         let mix = self.scenario.mix;
         let gap = self.rng.workload.below(2 * mix.gap_ns) + 1;
-        self.agenda.at(self.now + gap, Ev::App { node: n, life });
+        self.agenda.first(self.now + gap, Ev::App { node: n, life });
         if self.quiet || !node.up() {
             return;
         }
@@ -189,15 +188,33 @@ impl World {
             if node.app.life != life || node.app.asked.len() as u64 >= mix.depth_max {
                 return;
             }
-            self.ask(n);
+            let dice = self.rng.workload.bits();
+            self.ask(n, dice);
         }
     }
 
-    fn ask(&mut self, n: usize) {
+    /// The script has the application ask on this node, or wherever it runs.
+    pub(crate) fn scripted_ask(&mut self, node: usize, dice: u64) {
+        let runs = |n: &crate::node::SimNode| n.app.running && n.up();
+        let there = self.nodes.get(node).is_some_and(runs).then_some(node);
+        let Some(n) = there.or_else(|| self.nodes.iter().position(runs)) else {
+            return;
+        };
+        if !self.quiet && (self.nodes[n].app.asked.len() as u64) < self.scenario.mix.depth_max {
+            self.ask(n, dice);
+        }
+    }
+
+    fn ask(&mut self, n: usize, dice: u64) {
+        self.decisions.push(Step {
+            at: self.now,
+            what: What::Ask(n as u8),
+            dice,
+        });
         let g = self.scenario.geometry;
         let epoch = self.nodes[n].open_epoch.unwrap_or(0);
         let (request, asked) = app::draw(
-            &mut self.rng.workload,
+            &mut Rng::stream(dice, "ask"),
             &self.scenario.mix,
             g.block_bytes.into(),
             g.blocks,

@@ -27,11 +27,13 @@ pub mod mutation;
 mod net;
 mod node;
 mod observe;
+pub mod plan;
 pub mod planted;
 mod rng;
 mod scenario;
 #[cfg(test)]
 mod schedules;
+pub mod shrink;
 mod trace;
 mod truth;
 mod world;

@@ -38,6 +38,7 @@ impl World {
             let normal = self.scenario.disks[n];
             if let Some(disk) = &mut self.nodes[n].disk {
                 disk.latency = normal;
+                disk.come_clean();
                 disk.hung_until = disk.hung_until.min(self.now + S);
             }
             self.resume(n);

@@ -11,6 +11,8 @@ use holdfast_types::NodeId;
 
 /// Time between two looks at the control connections.
 const MESH_NS: u64 = 100 * MS;
+/// A doubled message is late by up to this.
+const LATE_NS: u64 = 4 * S;
 /// A connection over a blocked or dead way is given up after this.
 const MESH_GIVE_UP_NS: u64 = S;
 
@@ -42,9 +44,13 @@ impl World {
             return;
         }
         let copies = if !calm && rng.happens(twice) { 2 } else { 1 };
-        for _ in 0..copies {
+        for copy in 0..copies {
             let mut delay = self.scenario.message_delay.draw(&mut self.rng.net)
                 + self.message_clog_ns[from][to];
+            // The second may come long after, over another connection.
+            if copy == 1 && self.rng.net.below(4) == 0 {
+                delay += self.rng.net.below(LATE_NS);
+            }
             if self.mutation == Some(Mutation::Wobble) {
                 delay += crate::mutation::wobble();
             }

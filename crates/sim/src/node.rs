@@ -134,6 +134,10 @@ pub const REPLICA: usize = 0;
 pub const CONTROL: usize = 1;
 
 impl SimNode {
+    /// Its disk lies about flushes.
+    pub fn lying(&self) -> bool {
+        self.disk.as_ref().is_some_and(|d| d.lies)
+    }
     /// The daemon runs (stopped or not).
     pub fn up(&self) -> bool {
         self.process.is_some()

@@ -62,7 +62,9 @@ impl World {
         if stored.log_number > u64::from(LOG_TRANSACTIONS) {
             self.trace.mark("log wrap");
         }
-        checks.bounds.log_landed(stored, self.scenario.log_slots)?;
+        checks
+            .bounds
+            .log_landed(stored, self.scenario.log_slots[n])?;
         checks.order.log_landed(stored)
     }
 
@@ -78,6 +80,7 @@ impl World {
         let mut result = checks.bounds.sends(peer, frame);
         if let (Some(disk), Some(stored)) = (&self.nodes[n].disk, &checks.stored)
             && !self.nodes[n].bad_disk
+            && !self.nodes[n].lying()
         {
             let disk = order::Disk {
                 cached: disk.cached(),
@@ -285,6 +288,7 @@ impl World {
     pub(crate) fn sound_members(&self, begun: Option<u64>) -> impl Iterator<Item = Member<'_>> {
         let members = self.checks.promotion.in_sync();
         let sound = move |m: &&crate::node::SimNode| match begun {
+            _ if m.lying() => false,
             Some(begun) => m.lost_at < begun,
             None => !m.strange_disk,
         };
@@ -386,7 +390,7 @@ impl World {
     pub(crate) fn replica_of(&self, n: usize) -> Option<Result<Replica<'_>, String>> {
         let node = &self.nodes[n];
         let disk = node.disk.as_ref()?;
-        if node.bad_disk || node.strange_disk {
+        if node.bad_disk || node.strange_disk || node.lying() {
             return None;
         }
         let meta = crate::check::dirty::decode(disk.stable());

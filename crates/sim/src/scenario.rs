@@ -50,13 +50,21 @@ pub enum Fault {
     CleanRestart,
     /// A new primary is struck again right after it opened.
     Aftermath,
+    /// Part of a disk cannot be read until it is written over.
+    BadSector,
+    /// The backing of a replica has no space left.
+    NoSpace,
+    /// A disk says that it has flushed when it has not.
+    LyingFlush,
+    /// A clock leaps ahead (in runs whose clocks are broken).
+    ClockLeap,
     /// An operator removes a replica, or gives a node that has none one again.
     Members,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Kill,
         Self::PowerCut,
         Self::PowerAll,
@@ -73,8 +81,17 @@ impl Fault {
         Self::Verify,
         Self::CleanRestart,
         Self::Aftermath,
+        Self::BadSector,
+        Self::NoSpace,
+        Self::LyingFlush,
+        Self::ClockLeap,
         Self::Members,
     ];
+
+    /// The class of this name.
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|f| format!("{f:?}") == name)
+    }
 }
 
 /// What the application does, as shares of 100.
@@ -113,8 +130,8 @@ pub struct Scenario {
     pub witnesses: u8,
     /// The volume.
     pub geometry: Geometry,
-    /// Activity-log slots of each replica.
-    pub log_slots: u32,
+    /// Activity-log slots of each node's replica.
+    pub log_slots: Vec<u32>,
     /// Disk times per node.
     pub disks: Vec<Latency>,
     /// Frames take this long.
@@ -169,10 +186,15 @@ impl Scenario {
         let nodes = usize::from(data_nodes) + usize::from(witnesses);
         let geometry = Geometry {
             block_bytes: *r.pick(&[64, 128]),
-            blocks: *r.pick(&[32, 64, 128, 256]),
+            blocks: *r.pick(&[32, 64, 64, 128, 128, 256, 256, 768]),
             extent_blocks: *r.pick(&[4, 8, 16]),
         };
-        let log_slots = *r.pick(&[4, 6, 8, 16]);
+        let mut log_slots = vec![*r.pick(&[4, 6, 8, 16]); nodes];
+        if r.below(3) == 0 {
+            // One has another size: the smallest decides what may be in flight.
+            let odd = r.below(data_nodes.into()) as usize;
+            log_slots[odd] = *r.pick(&[4, 8, 16]);
+        }
         let disks = (0..nodes).map(|_| latency(r)).collect();
         let frame_delay = delay(r);
         let message_delay = delay(r);

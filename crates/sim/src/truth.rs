@@ -48,7 +48,7 @@ impl World {
                 node.unclean = false;
                 node.lossy = false;
                 node.strange_disk = false;
-                if let Some(disk) = &node.disk {
+                if let Some(disk) = node.disk.as_ref().filter(|d| !d.lies) {
                     let member = durability::Member {
                         node: m,
                         cached: disk.cached(),
@@ -119,7 +119,7 @@ impl World {
         self.may_have_lost(n, epoch);
         self.checks.history.opened(self.now, epoch);
         self.nodes[n].open_epoch = Some(epoch);
-        self.strike(n);
+        self.aftermath(|w| w.strike(n));
     }
 
     /// The operator's `create`, repeated until it is done.

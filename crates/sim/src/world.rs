@@ -11,6 +11,7 @@ use crate::faults::Undo;
 use crate::mutation::Mutation;
 use crate::net::{Blocks, Link, NODES};
 use crate::node::{Input, SimNode};
+use crate::plan::Step;
 use crate::rng::Rng;
 use crate::scenario::{Fault, MS, PAGE_BYTES, Scenario};
 use crate::trace::Trace;
@@ -84,6 +85,8 @@ pub(crate) enum Ev {
     App { node: usize, life: u64 },
     /// Progress of a disk is looked at.
     Stall { node: usize },
+    /// A decision of the script is due.
+    Step(usize),
     /// A fault of this class is due.
     Fault(Fault),
     /// A fault of limited time ends.
@@ -126,6 +129,7 @@ impl Ev {
             Self::Compare => (21, 0),
             Self::Heal => (22, 0),
             Self::Check => (23, 0),
+            Self::Step(_) => (24, 0),
         };
         (kind << 8 | place) as u64
     }
@@ -152,6 +156,10 @@ pub struct World {
     pub scenario: Scenario,
     pub(crate) planted: Option<Rule>,
     pub(crate) mutation: Option<Mutation>,
+    /// The decisions to play, instead of drawing them.
+    pub(crate) script: Option<Vec<Step>>,
+    /// The decisions made.
+    pub decisions: Vec<Step>,
     /// The machines.
     pub nodes: Vec<SimNode>,
     pub(crate) links: Vec<Link>,
@@ -191,13 +199,21 @@ pub struct World {
 pub(crate) struct Streams {
     pub(crate) workload: Rng,
     pub(crate) net: Rng,
+    /// Decides which faults strike when; while one is carried out, its dice.
     pub(crate) fault: Rng,
+    /// What follows from faults later.
+    pub(crate) undo: Rng,
     pub(crate) host: Rng,
 }
 
 impl World {
     /// The world of a scenario, all daemons about to start.
-    pub fn new(scenario: Scenario, planted: Option<Rule>, trace: Trace) -> Self {
+    pub fn new(
+        scenario: Scenario,
+        planted: Option<Rule>,
+        trace: Trace,
+        script: Option<Vec<Step>>,
+    ) -> Self {
         let seed = scenario.seed;
         let g = scenario.geometry;
         let bytes = Layout::bytes_needed_with_page(g, holdfast_meta::PEERS_MAX, PAGE_BYTES);
@@ -205,7 +221,7 @@ impl World {
             g,
             bytes,
             holdfast_meta::PEERS_MAX,
-            scenario.log_slots,
+            scenario.log_slots[0],
             PAGE_BYTES,
         )
         .unwrap_or_else(|e| panic!("a drawn geometry is possible: {e}"));
@@ -224,6 +240,7 @@ impl World {
                 workload: Rng::stream(seed, "workload"),
                 net: Rng::stream(seed, "net"),
                 fault: Rng::stream(seed, "fault"),
+                undo: Rng::stream(seed, "undo"),
                 host: Rng::stream(seed, "host"),
             },
             checks: Checks::new(&scenario),
@@ -241,6 +258,8 @@ impl World {
             actions: Vec::new(),
             planted,
             mutation: None,
+            script,
+            decisions: Vec::new(),
             scenario,
         };
         for n in 0..world.scenario.nodes() {
@@ -261,7 +280,18 @@ impl World {
         }
         for (fault, gap) in world.scenario.faults.clone() {
             let first = world.rng.fault.below(2 * gap);
-            world.agenda.at(3000 * MS + first, Ev::Fault(fault));
+            if world.script.is_none() {
+                world.agenda.first(3000 * MS + first, Ev::Fault(fault));
+            }
+        }
+        let steps = world
+            .script
+            .iter()
+            .flatten()
+            .map(|s| s.at)
+            .collect::<Vec<_>>();
+        for (index, at) in steps.into_iter().enumerate() {
+            world.agenda.first(at, Ev::Step(index));
         }
         world.agenda.at(50 * MS, Ev::Mesh);
         world.agenda.at(1500 * MS, Ev::Create);
@@ -277,6 +307,7 @@ impl World {
         let mut rng = Rng::stream(seed, &format!("node {n}"));
         let clock = crate::clock::Clock {
             zero_at: 0,
+            ahead_ns: 0,
             drift_ppm: self.scenario.drift_ppm[n],
         };
         let disk = data.then(|| {
@@ -350,7 +381,7 @@ impl World {
                 BitmapStart::AllDirty => holdfast_types::DiskState::Outdated,
             },
             lineage: 0,
-            log_slots: self.scenario.log_slots,
+            log_slots: self.scenario.log_slots[n],
             log_floor: 0,
             peer_slots: Default::default(),
             update: 1,
@@ -360,7 +391,11 @@ impl World {
                 .give_slot(peer)
                 .unwrap_or_else(|e| panic!("there are slots for all: {e}"));
         }
-        let writes = holdfast_meta::initialise(&self.layout, &superblock, bitmaps)
+        let layout = Layout {
+            log_slots: self.scenario.log_slots[n],
+            ..self.layout
+        };
+        let writes = holdfast_meta::initialise(&layout, &superblock, bitmaps)
             .unwrap_or_else(|e| panic!("the layout is this superblock's: {e}"));
         if let Some(disk) = &mut node.disk {
             for (offset, bytes) in writes {
@@ -455,12 +490,13 @@ impl World {
             Ev::App { node, life } => self.app_asks(node, life),
             Ev::Stall { node } => self.look_for_stall(node),
             Ev::Fault(fault) => self.fault_due(fault),
-            Ev::Undo(undo) => self.undo(undo),
+            Ev::Step(index) => self.step_due(index),
+            Ev::Undo(undo) => self.aftermath(|w| w.undo(undo)),
             Ev::Start { node } => self.start(node),
             Ev::Create => self.create(),
             Ev::Compare => self.compare(),
-            Ev::Heal => self.heal(),
-            Ev::Check => self.check_well(),
+            Ev::Heal => self.aftermath(Self::heal),
+            Ev::Check => self.aftermath(Self::check_well),
         }
     }
 }

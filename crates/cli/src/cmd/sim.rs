@@ -5,7 +5,21 @@ use crate::failure::Failure;
 use holdfast_sim::cli::SimOptions;
 
 pub(super) fn run(args: &SimArgs, json: bool) -> Result<(), Failure> {
+    if let Some(path) = &args.replay {
+        let unreadable = |e: &dyn std::fmt::Display| {
+            Failure::CheckFailed(format!("{} cannot be replayed: {e}", path.display()))
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| unreadable(&e))?;
+        let plan = text
+            .parse()
+            .map_err(|e: holdfast_sim::plan::TraceError| unreadable(&e))?;
+        if holdfast_sim::cli::replay(&plan, args.verbose) {
+            return Ok(());
+        }
+        return Err(Failure::CheckFailed("the trace breaks a rule".into()));
+    }
     let options = SimOptions {
+        traces: Some(args.traces.clone()),
         seeds: args.seeds,
         seed_start: args.from,
         one: args.seed,

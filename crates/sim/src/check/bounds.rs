@@ -19,7 +19,7 @@ use holdfast_wire::{Frame, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Resync blocks of one primary that may be on their way: the jobs in flight, a whole job each.
-pub const RESYNC_BLOCKS_MAX: u64 = 64 * 64;
+pub const RESYNC_BLOCKS_MAX: u64 = 256 * 256;
 /// Write frames one peer may leave unanswered: what the application may have in flight, cut into pieces.
 pub const FRAMES_MAX: usize = 4096;
 /// Requests one replica works on at once.
@@ -229,7 +229,7 @@ mod tests {
         let resync = |token| Frame::Resync {
             stamp: STAMP,
             token,
-            range: BlockRange::new(0, 1024),
+            range: BlockRange::new(0, RESYNC_BLOCKS_MAX / 4),
             data: None,
         };
         (0..4).for_each(|t| b.sends(peer, &resync(t)).unwrap());

@@ -143,6 +143,8 @@ mod tests {
             written_bytes: 0,
             read_bytes: 0,
             log_writes: 5,
+            resync: Default::default(),
+            verify: None,
             peers: vec![PeerStatus {
                 node: NodeId(1),
                 connected: true,
@@ -150,7 +152,9 @@ mod tests {
                 disk: DiskState::Syncing,
                 out_of_sync_bytes: 128,
                 resync_sent_bytes: 64,
+                resync_zero_bytes: 0,
                 resync_equal_bytes: 0,
+                resync_bytes_per_second: 0,
                 verify_done_bytes: None,
             }],
         }

@@ -67,7 +67,12 @@ fn play_with(seed: u64, data: u8, witnesses: u8, shape: impl Fn(&mut Scenario)) 
     scenario.faults = Vec::new();
     scenario.safety_ns = PLAY_NS;
     shape(&mut scenario);
-    let mut play = Play(World::new(scenario, None, Trace::new(Telling::Tail, false)));
+    let mut play = Play(World::new(
+        scenario,
+        None,
+        Trace::new(Telling::Tail, false),
+        None,
+    ));
     let up = play.until(10_000, |p| {
         p.serves().is_some() && p.members().len() == u32::from(data)
     });

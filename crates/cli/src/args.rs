@@ -71,9 +71,18 @@ Example:
 
 Without --repair nothing is changed. Every repaired range is told in the log of the primary.")]
     Verify(VerifyArgs),
-    /// Distrust a copy: compare and resync all of it
-    #[command(after_help = "Example:\n  holdfast resync data:beta")]
-    Resync(AddressArgs),
+    /// Pause, resume or bound resync; or distrust a copy: compare and resync all of it
+    #[command(after_help = "\
+Example:
+  holdfast resync data --pause              no block moves; new writes still reach all copies
+  holdfast resync data --resume
+  holdfast resync data/db --max 100M        bytes per second; 0 for what the configuration says
+  holdfast resync data/db --min 20M         go on so fast even if the application suffers
+  holdfast resync data:beta                 beta's copy is not trusted: all of it is compared
+
+Bounds are recorded by the cluster: they hold for whoever is primary, also after a failover, until they are
+changed. Beside a busy application resync goes as fast as leaves its latency alone, at least --min.")]
+    Resync(ResyncArgs),
     /// Add, remove and move replicas while the resource runs
     #[command(
         subcommand,
@@ -271,6 +280,26 @@ pub(crate) struct VerifyArgs {
         default_value = "majority"
     )]
     pub(crate) source: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ResyncArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// `RESOURCE[:NODE][/VOLUME]`; node and volume may be left out where there is only one other
+    pub(crate) address: Address,
+    /// Stop resyncing until it is resumed
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) pause: bool,
+    /// Go on after a pause
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Never faster than this, in bytes per second, for example 100M; 0: as configured
+    #[arg(long, value_name = "RATE", value_parser = holdfast_config::parse_rate)]
+    pub(crate) max: Option<u64>,
+    /// At least this fast beside the application; 0: as configured
+    #[arg(long, value_name = "RATE", value_parser = holdfast_config::parse_rate)]
+    pub(crate) min: Option<u64>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -3,6 +3,7 @@
 mod nodes;
 mod resources;
 mod syntax;
+mod upkeep;
 
 use crate::error::{Collector, ConfigErrors};
 use crate::model::Config;

@@ -21,11 +21,12 @@ mod units;
 
 pub use error::{ConfigErrors, Problem};
 pub use model::{
-    Acknowledge, Config, Frontend, Mount, Nbd, Node, OnNoQuorum, Ready, Resource, Service,
-    UncleanPromotion, Vip, Volume,
+    Acknowledge, Config, Frontend, Mount, Nbd, Node, OnNoQuorum, Ready, Resource, Resync, Scrub,
+    Service, UncleanPromotion, Vip, Volume,
 };
 pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, Secret};
 pub use timing::{Profile, Timing};
+pub use units::parse_rate;
 
 use std::path::Path;
 

@@ -122,6 +122,30 @@ pub struct Volume {
     pub nbd: Nbd,
     /// How it becomes a block device.
     pub frontend: Frontend,
+    /// Bounds of its resync, as long as the operator says nothing else at run time.
+    pub resync: Resync,
+    /// When its copies are compared, without being asked.
+    pub scrub: Option<Scrub>,
+}
+
+/// Bounds of resync, in bytes per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Resync {
+    /// It goes on at least this fast beside the application. `None`: a few MiB per second.
+    pub min: Option<u64>,
+    /// It never goes faster. `None`: as fast as it can.
+    pub max: Option<u64>,
+}
+
+/// Comparisons by the calendar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Scrub {
+    /// From the beginning of one to the beginning of the next, in milliseconds.
+    pub every_ms: u64,
+    /// Bytes per second at the most.
+    pub max_rate: Option<u64>,
+    /// Repair what the majority of the in-sync copies says is wrong.
+    pub repair: bool,
 }
 
 /// Where NBD clients connect.

@@ -78,6 +78,17 @@ pub(crate) struct Volume {
     pub(crate) acknowledge: Option<Spanned<String>>,
     pub(crate) nbd: Option<Nbd>,
     pub(crate) frontend: Option<Spanned<String>>,
+    pub(crate) resync_min: Option<Spanned<String>>,
+    pub(crate) resync_max: Option<Spanned<String>>,
+    pub(crate) scrub: Option<Scrub>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scrub {
+    pub(crate) every: Spanned<String>,
+    pub(crate) max_rate: Option<Spanned<String>>,
+    pub(crate) repair: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -22,9 +22,28 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("`{text}` is too large"))
 }
 
-/// Milliseconds from `"500ms"`, `"10s"`, `"2min"`.
+/// Bytes per second from `"100M"`, `"50MiB/s"`. Here short units are taken too, and mean the binary ones.
+///
+/// # Errors
+/// What is wrong with it, in a sentence.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let size = text.trim().trim_end_matches("/s").trim_end();
+    let long = match size.chars().last() {
+        Some('K' | 'M' | 'G') => format!("{size}iB"),
+        _ => size.to_owned(),
+    };
+    parse_size(&long)
+}
+
+/// Milliseconds from `"500ms"`, `"10s"`, `"2min"`, `"12h"`, `"7d"`.
 pub(crate) fn parse_duration_ms(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 3] = [("ms", 1), ("s", 1000), ("min", 60_000)];
+    const UNITS: [(&str, u64); 5] = [
+        ("ms", 1),
+        ("s", 1000),
+        ("min", 60_000),
+        ("h", 3_600_000),
+        ("d", 86_400_000),
+    ];
     let (number, unit) = split(text)?;
     let Some((_, factor)) = UNITS.iter().find(|(name, _)| *name == unit) else {
         return Err(format!(
@@ -63,10 +82,21 @@ mod tests {
     }
 
     #[test]
+    fn rates() {
+        assert_eq!(parse_rate("100M"), Ok(100 << 20));
+        assert_eq!(parse_rate("50MiB/s"), Ok(50 << 20));
+        assert_eq!(parse_rate("64K/s"), Ok(64 << 10));
+        assert_eq!(parse_rate("1G"), Ok(1 << 30));
+        assert!(parse_rate("fast").is_err());
+        assert!(parse_rate("100Mbit").is_err());
+    }
+
+    #[test]
     fn durations() {
         assert_eq!(parse_duration_ms("500ms"), Ok(500));
         assert_eq!(parse_duration_ms("10s"), Ok(10_000));
         assert_eq!(parse_duration_ms("2min"), Ok(120_000));
+        assert_eq!(parse_duration_ms("7d"), Ok(7 * 86_400_000));
         assert!(parse_duration_ms("10").is_err());
     }
 }

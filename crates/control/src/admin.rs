@@ -40,6 +40,11 @@ enum Goal {
         node: NodeId,
         disk: Option<Incarnation>,
     },
+    /// What the command says is so.
+    Kept {
+        command: Command,
+        ix: usize,
+    },
     Forwarded {
         id: u64,
         to: NodeId,
@@ -131,6 +136,11 @@ impl Node {
                 let nodes = NodeSet::only(node);
                 self.ask_primary(now, asker, &resource, volume, nodes, msg, request)
             }
+            AdminRequest::Care {
+                resource,
+                volume,
+                care,
+            } => self.ask_care(&resource, volume, care),
             AdminRequest::Verify {
                 resource,
                 volume,
@@ -418,6 +428,31 @@ impl Node {
         None
     }
 
+    fn ask_care(
+        &mut self,
+        resource: &str,
+        volume: VolumeIx,
+        care: Care,
+    ) -> Result<Option<Goal>, AdminReply> {
+        let ix = self.find(resource)?;
+        let resource_ix = ResourceIx(ix as u16);
+        let record = self.state().resources.get(&resource_ix).ok_or_else(|| {
+            refused(format!(
+                "{resource} is not created yet: run `holdfast create {resource}` first"
+            ))
+        })?;
+        if usize::from(volume.0) >= record.volumes.len() {
+            let volumes = record.volumes.len();
+            return Err(refused(format!("{resource} has {volumes} volumes")));
+        }
+        let command = Command::Care {
+            resource: resource_ix,
+            volume,
+            care,
+        };
+        Ok(Some(Goal::Kept { command, ix }))
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn ask_primary(
         &mut self,
@@ -508,6 +543,12 @@ impl Node {
                 self.state().resources.get(&ResourceIx(*ix as u16))?;
                 done(format!("{name} is created"))
             }
+            Goal::Kept { command, ix } => {
+                let name = &self.config.resources[*ix].name;
+                (!self.state().may_apply(command)).then(|| AdminReply::Done {
+                    message: format!("recorded for {name}"),
+                })
+            }
             Goal::Placed {
                 ix,
                 volume,
@@ -591,7 +632,9 @@ impl Node {
 
     fn pursue(&mut self, now: Now, goal: &Goal) {
         match goal {
-            Goal::Created { command, .. } => self.propose(now, command.clone()),
+            Goal::Created { command, .. } | Goal::Kept { command, .. } => {
+                self.propose(now, command.clone());
+            }
             Goal::Placed {
                 ix,
                 volume,
@@ -656,6 +699,7 @@ impl Node {
             Goal::Promoted { ix, .. }
             | Goal::Demoted { ix }
             | Goal::Placed { ix, .. }
+            | Goal::Kept { ix, .. }
             | Goal::Created { ix, .. } => *ix,
         };
         self.cluster_waits(now)

@@ -31,7 +31,10 @@ pub use crate::config::{
 };
 pub use crate::message::{MESSAGE_BYTES_MAX, Message};
 pub use crate::state::{Change, CreateVolume, HistoryEntry, ResourceRecord, Wanted};
-pub use holdfast_replicator::{FromControl, Now, Repair, SetChange, ToControl, VerifyOrder, View};
+pub use crate::upkeep::{Care, Upkeep, Verified};
+pub use holdfast_replicator::{
+    FromControl, Now, Repair, ResyncOrder, SetChange, ToControl, VerifyOrder, View,
+};
 
 /// Position of a resource in [`Config::resources`]; the same on every node.
 #[derive(
@@ -421,6 +424,15 @@ pub enum AdminRequest {
         /// Whose, and what to do with what differs.
         order: VerifyOrder,
     },
+    /// Record something about the care of a volume; answered when it is committed.
+    Care {
+        /// Name of the resource.
+        resource: String,
+        /// Which volume.
+        volume: VolumeIx,
+        /// What.
+        care: Care,
+    },
 }
 
 /// What must be typed to promote a node that lacks data which another node has.
@@ -548,6 +560,8 @@ pub struct VolumeStatus {
     pub in_sync: NodeSet,
     /// Its replicas.
     pub replicas: Vec<ReplicaStatus>,
+    /// How it is cared for.
+    pub upkeep: Upkeep,
 }
 
 /// A replica.

@@ -20,6 +20,7 @@ mod resource;
 mod rng;
 pub mod state;
 mod status;
+mod upkeep;
 mod votes;
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //!   new lineage (G3).
 
 use crate::api::{ResourceIx, SetChange, View, VolumeIx};
+use crate::upkeep::{Care, Upkeep};
 use holdfast_types::{Epoch, Gen, Incarnation, NodeId, NodeSet, Run, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -61,6 +62,8 @@ pub struct VolumeRecord {
     /// The disks of replicas that were removed: what finds its own here is not wanted any more. A node that is only
     /// behind finds nothing, and waits.
     pub departed: BTreeMap<NodeId, Incarnation>,
+    /// How it is cared for.
+    pub upkeep: Upkeep,
 }
 
 /// What is known about a replica.
@@ -149,6 +152,15 @@ pub enum Change {
         volume: VolumeIx,
         /// Which node.
         node: NodeId,
+    },
+    /// Copies were found to differ.
+    Differed {
+        /// Of which volume.
+        volume: VolumeIx,
+        /// Bytes that differed, over all copies.
+        differing_bytes: u64,
+        /// Bytes of those that were made equal.
+        repaired_bytes: u64,
     },
     /// A voter got a new identity: takeovers under way were called off.
     VoterReplaced {
@@ -310,6 +322,15 @@ pub enum Command {
         /// What.
         wanted: Wanted,
     },
+    /// The care of a volume changes.
+    Care {
+        /// Of which resource.
+        resource: ResourceIx,
+        /// Of which volume.
+        volume: VolumeIx,
+        /// How.
+        care: Care,
+    },
     /// The primary has stopped for good: there is none now.
     Vacate {
         /// Of which resource.
@@ -378,7 +399,7 @@ impl ResourceRecord {
         self.volumes.get(usize::from(volume.0))?.replicas.get(&node)
     }
 
-    fn changed(&mut self, change: Change) {
+    pub(crate) fn changed(&mut self, change: Change) {
         self.generation = self.generation.next();
         self.history.push_back(HistoryEntry {
             generation: self.generation,
@@ -667,6 +688,13 @@ impl ClusterState {
                     std::mem::replace(&mut r.wanted, *wanted) != *wanted
                 })
                 .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
+            Command::Care {
+                resource,
+                volume,
+                care,
+            } => self
+                .on(*resource, None, |r| r.care(*volume, *care))
+                .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
             Command::Vacate {
                 resource,
                 generation,
@@ -725,6 +753,7 @@ impl ClusterState {
             volumes: volumes
                 .iter()
                 .map(|v| VolumeRecord {
+                    upkeep: Upkeep::default(),
                     id: v.id,
                     size_bytes: v.size_bytes,
                     in_sync: v.in_sync,

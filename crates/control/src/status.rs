@@ -118,6 +118,7 @@ impl Node {
                     id: volume.id,
                     size_bytes: volume.size_bytes,
                     in_sync: volume.in_sync,
+                    upkeep: volume.upkeep,
                     replicas: volume
                         .replicas
                         .iter()

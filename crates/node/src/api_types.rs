@@ -110,6 +110,23 @@ pub enum Request {
         #[serde(default)]
         backing: Option<PathBuf>,
     },
+    /// Bounds of the resync of a volume, for whoever is primary, now and later. What is left out stays as it is.
+    ResyncBounds {
+        /// Which resource.
+        resource: String,
+        /// Which volume; `None`: the only one.
+        #[serde(default)]
+        volume: Option<String>,
+        /// Paused or not.
+        #[serde(default)]
+        paused: Option<bool>,
+        /// At least so many bytes per second beside the application; zero: as configured.
+        #[serde(default)]
+        min: Option<u64>,
+        /// At most so many; zero: as configured.
+        #[serde(default)]
+        max: Option<u64>,
+    },
     /// Who was primary when, and why it changed. Answered by [`Answer::History`].
     History,
     /// What happened on the asked node lately, with times. Answered by [`Answer::Timeline`].
@@ -376,6 +393,12 @@ pub struct VolumeInfo {
     /// What holds for its resyncs, as the primary sees it.
     #[serde(default)]
     pub resync: Option<ResyncInfo>,
+    /// The last verify or scrub that went through.
+    #[serde(default)]
+    pub verified: Option<VerifiedInfo>,
+    /// When the next scrub is due, in milliseconds since 1970; `None`: there are no scrubs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub_due_ms: Option<u64>,
     /// Where applications get at it on the telling node.
     pub frontends: Vec<FrontendInfo>,
 }
@@ -402,6 +425,21 @@ pub struct ResyncInfo {
     /// What they are held to at present: beside a busy application, or by the ceiling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_to_bytes_per_second: Option<u64>,
+}
+
+/// How the last verify of a volume went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedInfo {
+    /// When it ended, in milliseconds since 1970.
+    pub ended_ms: u64,
+    /// It was a scrub.
+    pub scrub: bool,
+    /// Bytes of the primary's copy that were compared.
+    pub compared_bytes: u64,
+    /// Bytes that differed, over all copies.
+    pub differing_bytes: u64,
+    /// Bytes of those that were made equal.
+    pub repaired_bytes: u64,
 }
 
 /// A resync or verify.

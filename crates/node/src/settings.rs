@@ -1,5 +1,6 @@
 //! From the configuration file to what the pure crates are told: names to numbers, one profile to many times.
 
+use crate::daemon::VolumeKey;
 use holdfast_config::{Config, Resource, UncleanPromotion};
 use holdfast_control as control;
 use holdfast_replicator as replicator;
@@ -101,6 +102,19 @@ pub fn replica_config(
         timing: replicator_timing(&config.timing),
         off: None,
     }
+}
+
+/// Bounds of resync of a volume by the configuration; one that it does not name any more has none of its own.
+pub fn resync_bounds(config: &Config, key: VolumeKey) -> replicator::ResyncBounds {
+    let resource = config.resources.get(usize::from(key.resource.0));
+    let volume = resource.and_then(|r| r.volumes.get(usize::from(key.volume.0)));
+    let set = volume.map_or_else(Default::default, |v| v.resync);
+    let order = replicator::ResyncOrder {
+        min: set.min,
+        max: set.max,
+        paused: false,
+    };
+    order.over(replicator::ResyncBounds::default())
 }
 
 #[cfg(test)]

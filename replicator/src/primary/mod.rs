@@ -529,8 +529,12 @@ impl Primary {
     /// The earliest time something has to be done.
     pub(crate) fn deadline(&self, ctx: &Ctx) -> Now {
         let tick = ctx.now.plus_ms(50);
-        [self.close_due, self.pace.due(), self.verify_due()]
+        // A time nobody will act on would be reached again and again.
+        let bulk = self.phase == Phase::Open && !ctx.disk_failed;
+        let paced = [self.pace.due(), self.verify_due()].map(|due| due.filter(|_| bulk));
+        paced
             .into_iter()
+            .chain([self.close_due])
             .flatten()
             .fold(tick, Now::min)
     }

@@ -2,7 +2,7 @@
 
 use super::progress::Shown;
 use crate::args::{
-    Address, AddressArgs, DaemonArgs, IsolateArgs, PromoteArgs, ReplicaCommand, ResourceArgs,
+    Address, DaemonArgs, IsolateArgs, PromoteArgs, ReplicaCommand, ResourceArgs, ResyncArgs,
     RoleArgs,
 };
 use crate::client::{Client, unexpected};
@@ -40,17 +40,31 @@ pub(super) fn create(args: ResourceArgs, json: bool) -> Result<(), Failure> {
     )
 }
 
-pub(super) fn resync(args: AddressArgs, json: bool) -> Result<(), Failure> {
+pub(super) fn resync(args: ResyncArgs, json: bool) -> Result<(), Failure> {
     let a = args.address;
-    simple(
-        &args.daemon,
-        &Request::Resync {
+    let bounds = args.pause || args.resume || args.min.is_some() || args.max.is_some();
+    let request = if bounds {
+        if let Some(node) = a.node {
+            return Err(Failure::Usage {
+                message: "bounds hold for all copies of a volume".into(),
+                fix: format!("leave out `:{node}`"),
+            });
+        }
+        Request::ResyncBounds {
+            resource: a.resource,
+            volume: a.volume,
+            paused: (args.pause || args.resume).then_some(args.pause),
+            min: args.min,
+            max: args.max,
+        }
+    } else {
+        Request::Resync {
             resource: a.resource,
             volume: a.volume,
             peer: a.node,
-        },
-        json,
-    )
+        }
+    };
+    simple(&args.daemon, &request, json)
 }
 
 pub(super) fn replica(command: ReplicaCommand, json: bool) -> Result<(), Failure> {

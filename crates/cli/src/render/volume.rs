@@ -29,6 +29,7 @@ pub(super) fn local(out: &mut String, v: &VolumeInfo, several: bool, verbose: bo
     if verbose {
         figures(out, v, local);
     }
+    care(out, v, verbose);
     for frontend in &v.frontends {
         let clients = frontend
             .clients
@@ -39,6 +40,46 @@ pub(super) fn local(out: &mut String, v: &VolumeInfo, several: bool, verbose: bo
             2,
             &format!("{}:{}{clients}", frontend.kind, frontend.path.display()),
         );
+    }
+}
+
+/// What the operator set for resync, and how the last comparison went.
+fn care(out: &mut String, v: &VolumeInfo, verbose: bool) {
+    if let Some(resync) = &v.resync {
+        let mut text = String::new();
+        if resync.paused {
+            text += " paused";
+        }
+        if let Some(max) = resync.max_bytes_per_second {
+            text += &format!(" max:{}/s", units::bytes(max));
+        }
+        if verbose {
+            text += &format!(" min:{}/s", units::bytes(resync.min_bytes_per_second));
+        }
+        if let Some(held) = resync
+            .held_to_bytes_per_second
+            .filter(|_| !v.transfers.is_empty())
+        {
+            text += &format!(" held-to:{}/s", units::bytes(held));
+        }
+        if !text.is_empty() {
+            line(out, 2, &format!("resync:{text}"));
+        }
+    }
+    let wrong = |bytes: u64, repaired: u64| bytes > repaired;
+    if let Some(last) = &v.verified
+        && (verbose || wrong(last.differing_bytes, last.repaired_bytes))
+    {
+        let what = if last.scrub { "scrubbed" } else { "verified" };
+        let mut text = format!("{what}:{}", units::bytes(last.compared_bytes));
+        if last.differing_bytes > 0 {
+            text += &format!(
+                " differing:{} repaired:{}",
+                units::bytes(last.differing_bytes),
+                units::bytes(last.repaired_bytes)
+            );
+        }
+        line(out, 2, &text);
     }
 }
 

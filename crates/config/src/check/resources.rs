@@ -2,6 +2,7 @@
 
 use super::name;
 use super::nodes::Nodes;
+use super::upkeep;
 use crate::error::{Collector, nearest};
 use crate::model::{
     Acknowledge, Frontend, Mount, Nbd, OnNoQuorum, Ready, Resource, Service, UncleanPromotion, Vip,
@@ -318,6 +319,8 @@ fn volume(
         acknowledge,
         nbd,
         frontend,
+        resync: upkeep::resync(raw, problems),
+        scrub: upkeep::scrub(raw, problems),
     }
 }
 

@@ -175,7 +175,16 @@ impl Node {
     pub(super) fn drive_views(&mut self, ix: usize, record: &ResourceRecord) {
         for v in 0..self.resources[ix].locals.len() {
             let local = &mut self.resources[ix].locals[v];
-            if local.started.is_none() || local.view_sent == Some(record.generation) {
+            if local.started.is_none() {
+                continue;
+            }
+            let order = record.volumes.get(v).map(|r| r.upkeep.resync);
+            if let Some(order) = order.filter(|o| *o != local.resync_sent.unwrap_or_default()) {
+                local.resync_sent = Some(order);
+                self.tell_one(ix, v, FromControl::Resync(order));
+            }
+            let local = &mut self.resources[ix].locals[v];
+            if local.view_sent == Some(record.generation) {
                 continue;
             }
             local.view_sent = Some(record.generation);

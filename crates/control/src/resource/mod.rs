@@ -56,6 +56,8 @@ pub(crate) struct Local {
     stop_sent: bool,
     stopped: bool,
     view_sent: Option<Gen>,
+    /// What it was told of resync last; nothing is what a new one goes by.
+    resync_sent: Option<ResyncOrder>,
     seen_at: Now,
     /// Promises of its former life were taken back.
     recalled: bool,

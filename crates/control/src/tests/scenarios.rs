@@ -517,3 +517,47 @@ fn unclean_alone_is_allowed_by_policy_after_a_wait() {
     assert_eq!(w.primary_up(0), None);
     w.run_until(15_000, |w| w.primary_up(0) == Some(0));
 }
+
+#[test]
+fn what_the_operator_says_of_resync_outlives_the_primary() {
+    let mut w = World::up(31);
+    w.run(1000);
+    let order = ResyncOrder {
+        min: None,
+        max: Some(10 << 20),
+        paused: true,
+    };
+    let care = |care| AdminRequest::Care {
+        resource: "r0".into(),
+        volume: VolumeIx(0),
+        care,
+    };
+    // Asked at a node that is not the primary.
+    done(&w.ask(2, care(Care::Resync(order)), 3000));
+    done(&w.ask(2, care(Care::Resync(order)), 3000));
+    let verified = Verified {
+        ended_ms: 5,
+        differing_bytes: 4096,
+        ..Verified::default()
+    };
+    done(&w.ask(1, care(Care::Verified(verified)), 3000));
+    done(&w.ask(0, care(Care::ScrubDue(77)), 3000));
+    w.run(1000);
+    for n in 0..3 {
+        let status = w.status(n);
+        let upkeep = status.resources[0].volumes[0].upkeep;
+        assert_eq!(upkeep.resync, order, "node {n}");
+        assert_eq!(upkeep.scrub_due_ms, 77, "node {n}");
+        assert_eq!(upkeep.verified, Some(verified), "node {n}");
+        let told = status.resources[0].history.iter().any(|h| {
+            matches!(
+                h.change,
+                Change::Differed {
+                    differing_bytes: 4096,
+                    ..
+                }
+            )
+        });
+        assert!(told, "the history of node {n}");
+    }
+}

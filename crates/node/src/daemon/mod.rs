@@ -22,6 +22,7 @@ mod requests;
 mod sentences;
 mod status;
 mod timer;
+mod upkeep;
 mod verify;
 
 pub use book::Book;
@@ -408,6 +409,7 @@ async fn build(p: Parts<'_>) -> anyhow::Result<Built> {
     let config = settings::control_config(&cx.config, cx.me.id);
     let (node, first) = holdfast_control::Node::start(config, start, clock::now())?;
     api::serve(&api_socket, cx.clone())?;
+    tokio::spawn(upkeep::calendar(cx.clone()));
     if let Some(fencer) = &p.fencer {
         watch_fencer(fencer.clone(), cx.input.clone());
     }

@@ -207,7 +207,8 @@ impl Opening {
             self.boot_id,
             clock::now(),
             &mut first,
-        )?;
+        )?
+        .with_resync(settings::resync_bounds(&self.cx.config, self.key));
         let input = self.cx.input.clone();
         let key = self.key;
         Volume::spawn(VolumeOptions {

@@ -1,7 +1,8 @@
 //! What clients ask, and what other daemons ask on their behalf.
 
 use super::{
-    Answer, Context, Input, Question, VolumeKey, api, create, members, sentences, status, verify,
+    Answer, Context, Input, Question, VolumeKey, api, create, members, sentences, status, upkeep,
+    verify,
 };
 use crate::api_types::{self as types, ApiError, ErrorCode, Progress, Reply, Request};
 use holdfast_config::Resource;
@@ -108,6 +109,20 @@ pub(super) async fn perform(cx: &Context, request: Request, client: &ToClient) -
                 admin(cx, ask).await
             }
         },
+        Request::ResyncBounds {
+            ref resource,
+            ref volume,
+            paused,
+            min,
+            max,
+        } => {
+            let (ix, r) = known(cx, resource)?;
+            let key = VolumeKey {
+                resource: ix,
+                volume: volume_of(r, volume.as_deref())?,
+            };
+            upkeep::bounds(cx, key, paused, min, max).await
+        }
         Request::ReplicaAdd {
             resource,
             volume,

@@ -68,6 +68,14 @@ fn changed(cx: &Context, r: &ResourceStatus, change: &Change) -> String {
         ),
         Change::Restarted { node } => format!("{} started anew", cx.name(*node)),
         Change::DiskFailed { node } => format!("the disk of {} failed", cx.name(*node)),
+        Change::Differed {
+            volume,
+            differing_bytes,
+            repaired_bytes,
+        } => format!(
+            "copies of volume {} DIFFERED: {differing_bytes} bytes, {repaired_bytes} of them repaired",
+            volume_name(r, *volume)
+        ),
         Change::Vacated => "stopped by the operator".into(),
         Change::Reasserted => "the primary went on although another node tried to take over".into(),
         Change::VoterReplaced { node } => format!("{} votes under a new identity", cx.name(*node)),

@@ -4,7 +4,8 @@ use super::requests::{control_status, error};
 use super::{Answer, Context, Input, Question, VolumeKey};
 use crate::api_types::{
     ApiError, ClusterStatus, ErrorCode, FrontendInfo, Item, LocalStatus, NodeInfo, Phase,
-    ReplicaInfo, ResourceInfo, ResourceNode, ResyncInfo, Transfer, TransferKind, VolumeInfo,
+    ReplicaInfo, ResourceInfo, ResourceNode, ResyncInfo, Transfer, TransferKind, VerifiedInfo,
+    VolumeInfo,
 };
 use crate::clock;
 use crate::hostops;
@@ -259,6 +260,20 @@ fn volume(
             max_bytes_per_second: s.resync.bounds.max,
             held_to_bytes_per_second: s.resync.held_to,
         }),
+        verified: v.upkeep.verified.map(|last| VerifiedInfo {
+            ended_ms: last.ended_ms,
+            scrub: last.scrub,
+            compared_bytes: last.compared_bytes,
+            differing_bytes: last.differing_bytes,
+            repaired_bytes: last.repaired_bytes,
+        }),
+        scrub_due_ms: cx
+            .config
+            .resources
+            .get(usize::from(key.resource.0))
+            .and_then(|r| r.volumes.get(usize::from(key.volume.0)))
+            .and_then(|named| named.scrub)
+            .map(|_| v.upkeep.scrub_due_ms),
         frontends: frontends
             .map(|(_, kind, path)| FrontendInfo {
                 kind: (*kind).to_owned(),

@@ -3,12 +3,13 @@
 use super::requests::{
     Held, PROGRESS_EVERY, ToClient, Told, admin, control_status, error, node_of, record,
 };
-use super::{Context, Input, VolumeKey};
+use super::{Context, Input, VolumeKey, upkeep};
 use crate::api_types::{
     self as types, ApiError, DIFFERING_RANGES_MAX, ErrorCode, MAJORITY, Progress, Reply,
     VerifiedPeer,
 };
-use holdfast_control::AdminRequest;
+use crate::clock;
+use holdfast_control::{AdminRequest, Care, Verified};
 use holdfast_replicator::{Note, Repair, VerifyOrder, VerifyReport};
 use holdfast_types::{BLOCK_BYTES, BlockRange, NodeSet};
 use tokio::sync::mpsc;
@@ -50,8 +51,18 @@ pub(super) async fn verify(
     asked: &Asked<'_>,
     client: &ToClient,
 ) -> Told {
-    let key = held.key;
     let order = order(cx, held, asked)?;
+    let report = run(cx, held.key, order, client).await?;
+    verified(cx, report)
+}
+
+/// Has a volume whose primary is here compared, and what came of it recorded.
+pub(super) async fn run(
+    cx: &Context,
+    key: VolumeKey,
+    order: VerifyOrder,
+    client: &ToClient,
+) -> Result<VerifyReport, ApiError> {
     let (resource, volume) = cx.names(key);
     let (tx, mut notes) = mpsc::unbounded_channel();
     cx.tell(Input::Watch { key, notes: tx });
@@ -65,10 +76,10 @@ pub(super) async fn verify(
     )
     .await?;
     let mut look = tokio::time::interval(PROGRESS_EVERY);
-    loop {
+    let report = loop {
         tokio::select! {
             note = notes.recv() => match note {
-                Some(Note::Verified(report)) if report.order == order => return verified(cx, report),
+                Some(Note::Verified(report)) if report.order == order => break report,
                 Some(_) => {}
                 None => return Err(error(ErrorCode::Internal, "the daemon stops")),
             },
@@ -81,7 +92,22 @@ pub(super) async fn verify(
                 }
             }
         }
+    };
+    if report.is_complete() {
+        let bytes = |blocks: u64| blocks * u64::from(BLOCK_BYTES);
+        let care = Care::Verified(Verified {
+            ended_ms: clock::wall_ms(),
+            scrub: order.scrub,
+            compared_bytes: report.compared_bytes,
+            differing_bytes: bytes(report.differing_blocks()),
+            repaired_bytes: bytes(report.repaired_blocks()),
+        });
+        // For the status and the history; the answer does not wait for a majority.
+        if let Err(e) = upkeep::record(cx, key, care).await {
+            tracing::warn!("volume {volume}: the result of a verify was not recorded: {e}");
+        }
     }
+    Ok(report)
 }
 
 async fn progress(cx: &Context, key: VolumeKey, volume: &str) -> Option<Progress> {

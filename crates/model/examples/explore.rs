@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 const HELP: &str = "explore [--BOUND NUMBER]... [--without RULE]... [--states MAX] [--flushed-only 1]
-bounds: replicas blocks absent writes flushes crashes kills power drops promotions removals grows stops faults in-flight saves
+bounds: replicas blocks absent writes flushes crashes kills power drops promotions removals grows stops demotions faults in-flight saves
 exit status: 0 nothing broke, 1 a guarantee does not hold, 2 usage";
 
 /// States after which a search is cut off unless told otherwise.

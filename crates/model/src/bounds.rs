@@ -31,7 +31,9 @@ pub struct Bounds {
     pub grows: u8,
     /// Orderly stops.
     pub stops: u8,
-    /// Crashes, drops, candidacies and stops together.
+    /// Primaries told to step down, for want of a lease or by wish.
+    pub demotions: u8,
+    /// Crashes, drops, candidacies, stops and demotions together.
     pub faults: u8,
     /// Disk writes take a while: they can land after the session, the epoch or the process is gone.
     pub in_flight: bool,
@@ -55,6 +57,7 @@ impl Default for Bounds {
             removals: 1,
             grows: 1,
             stops: 0,
+            demotions: 0,
             faults: u8::MAX,
             in_flight: false,
             saves: false,
@@ -87,6 +90,7 @@ impl Bounds {
             "removals" => self.removals = value,
             "grows" => self.grows = value,
             "stops" => self.stops = value,
+            "demotions" => self.demotions = value,
             "faults" => self.faults = value,
             "in-flight" => self.in_flight = value > 0,
             "saves" => self.saves = value > 0,

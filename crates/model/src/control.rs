@@ -188,7 +188,19 @@ impl World<'_> {
         Some(())
     }
 
-    /// A newer epoch exists: unsettled writes stay in doubt.
+    /// The lease ran out, or the operator wished it: the record still names this node.
+    pub(crate) fn demote(&mut self, n: usize) -> Option<()> {
+        let left = self.s.used.demotions < self.bounds.demotions && self.fault_left();
+        if !left {
+            return None;
+        }
+        self.primary(n)?;
+        self.s.used.demotions += 1;
+        self.step_down(n);
+        Some(())
+    }
+
+    /// It leads no more: unsettled writes stay in doubt.
     pub(crate) fn step_down(&mut self, p: usize) {
         let Some(primary) = self.primary(p).copied() else {
             return;

@@ -20,7 +20,7 @@ impl World<'_> {
         }
     }
 
-    fn attached(&self, p: usize) -> Set {
+    pub(crate) fn attached(&self, p: usize) -> Set {
         let primary = self.primary(p);
         let on = |x: &usize| primary.is_some_and(|q| q.sessions[*x].on);
         self.all()
@@ -173,6 +173,9 @@ impl World<'_> {
     }
 
     pub(crate) fn send_closes(&mut self, p: usize) {
+        if self.has(Rule::SyncedBeforeClose) {
+            self.send_synced(p);
+        }
         let attached = self.attached(p);
         loop {
             let Some(primary) = self.primary_mut(p) else {

@@ -140,6 +140,7 @@ impl World<'_> {
                 self.reply(x, Answer::CutDone);
             }
             Frame::Grown { nodes } => self.lack_nothing(x, nodes),
+            Frame::Synced { block, nodes } => self.clear(x, nodes, usize::from(block)),
             Frame::Resync { .. } => {}
         }
         Some(())

@@ -55,6 +55,10 @@ pub enum Rule {
     ReconcileFirst,
     /// A block in doubt is not copied to a syncing peer.
     ResyncSettled,
+    /// What a syncing peer has got by resync is told to the members before any close that could set bits for it.
+    SyncedBeforeClose,
+    /// And before the close that a reconnect repeats.
+    SyncedBeforeResend,
     /// News that clears bits on a third node travels in the write lane.
     GrownLane,
     /// Local writes of an older session or epoch have ended before a new one is answered or promised.
@@ -81,7 +85,7 @@ use Rule as R;
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 36] = [
         R::PromiseFirst,
         R::DefiniteWithdraw,
         R::HearAll,
@@ -106,6 +110,8 @@ impl Rule {
         R::CrashExtents,
         R::ReconcileFirst,
         R::ResyncSettled,
+        R::SyncedBeforeClose,
+        R::SyncedBeforeResend,
         R::GrownLane,
         R::Drain,
         R::StoreClaim,
@@ -145,6 +151,7 @@ impl Rule {
             R::RemovalCommitted | R::MarkUnsettled | R::MarkAbsent => 28,
             R::ReconcileFirst => 33,
             R::ResyncSettled => 40,
+            R::SyncedBeforeClose | R::SyncedBeforeResend => 41,
         }
     }
 

@@ -77,6 +77,9 @@ impl World<'_> {
         let Some(primary) = self.primary(p).copied() else {
             return;
         };
+        if self.has(Rule::SyncedBeforeResend) {
+            self.send_synced(p);
+        }
         if primary.closed > 0 {
             let (upto, set) = (primary.closed, primary.in_sync);
             self.send(p, x, Frame::Close { upto, set });
@@ -193,9 +196,39 @@ impl World<'_> {
         primary.sessions[x].copied[block] = false;
         if primary.jobs[block] == Some(x as u8) {
             primary.jobs[block] = None;
+            if primary.reconciled && !primary.in_sync.without(p).is_empty() {
+                primary.synced[block] = primary.synced[block].with(x);
+            }
             self.clear(p, Set::only(x), block);
         }
         Some(())
+    }
+
+    pub(crate) fn tell(&mut self, p: usize) -> Option<()> {
+        let primary = self.primary(p)?;
+        if primary.synced.iter().all(|s| s.is_empty()) {
+            return None;
+        }
+        self.send_synced(p);
+        Some(())
+    }
+
+    /// Tells the members what syncing peers have got.
+    pub(crate) fn send_synced(&mut self, p: usize) {
+        for block in self.blocks() {
+            let Some(primary) = self.primary_mut(p) else {
+                return;
+            };
+            let nodes = std::mem::take(&mut primary.synced[block]);
+            let members = primary.in_sync.without(p);
+            if nodes.is_empty() {
+                continue;
+            }
+            for x in members.and(self.attached(p)).iter() {
+                let block = block as u8;
+                self.send(p, x, Frame::Synced { block, nodes });
+            }
+        }
     }
 
     // ---- grow

@@ -160,6 +160,13 @@ pub enum Frame {
         /// The nodes.
         nodes: Set,
     },
+    /// These have got the block by resync.
+    Synced {
+        /// Which.
+        block: u8,
+        /// The nodes.
+        nodes: Set,
+    },
     /// A resync copy.
     Resync {
         /// Where.
@@ -338,6 +345,8 @@ pub struct Primary {
     pub writes: [Option<Write>; BLOCKS],
     /// The peer a block is being copied to (its range lock).
     pub jobs: [Option<u8>; BLOCKS],
+    /// Who has got a block by resync; the members are not told yet.
+    pub synced: [Set; BLOCKS],
     /// Last sequence given.
     pub seq: u8,
     /// Holders of settled writes whose close is not sent.
@@ -455,6 +464,8 @@ pub struct Used {
     pub grows: u8,
     /// Orderly stops.
     pub stops: u8,
+    /// Demotions.
+    pub demotions: u8,
 }
 
 /// The world.

@@ -22,6 +22,8 @@ pub enum Step {
     Restart { n: usize },
     /// The process stops in good order.
     Stop { n: usize },
+    /// A primary is told to step down; the record does not change.
+    Demote { n: usize },
     /// An extent leaves the activity log: data flushed, bits saved.
     Evict { n: usize, block: usize },
     /// Bits are saved.
@@ -56,6 +58,8 @@ pub enum Step {
     Read { p: usize, block: usize },
     /// Closes go out.
     Closes { p: usize },
+    /// The members are told what syncing peers have got.
+    Tell { p: usize },
     /// A member's removal is proposed.
     Remove { p: usize, x: usize },
     /// A syncing peer's cut is sent.
@@ -286,6 +290,7 @@ fn all_steps(rules: Rules, bounds: &Bounds) -> Vec<Step> {
             Step::Open { p },
             Step::Flush { p },
             Step::Closes { p },
+            Step::Tell { p },
             Step::Record { n },
             Step::Stand { n },
             Step::Withdraw { n },
@@ -302,6 +307,9 @@ fn all_steps(rules: Rules, bounds: &Bounds) -> Vec<Step> {
         }
         if bounds.stops > 0 {
             steps.push(Step::Stop { n });
+        }
+        if bounds.demotions > 0 {
+            steps.push(Step::Demote { n });
         }
         if bounds.saves {
             steps.push(Step::Save { n });
@@ -337,6 +345,7 @@ impl World<'_> {
             Step::Power { n, kept } => self.power(n, kept),
             Step::Restart { n } => self.restart(n),
             Step::Stop { n } => self.stop(n),
+            Step::Demote { n } => self.demote(n),
             Step::Evict { n, block } => self.evict(n, block),
             Step::Save { n } => self.save(n),
             Step::Land { n } => self.land(n),
@@ -354,6 +363,7 @@ impl World<'_> {
             Step::Flush { p } => self.flush(p),
             Step::Read { p, block } => self.read(p, block),
             Step::Closes { p } => self.closes(p),
+            Step::Tell { p } => self.tell(p),
             Step::Remove { p, x } => self.remove(p, x),
             Step::Cut { p, x } => self.cut(p, x),
             Step::Resync { p, x, block } => self.resync(p, x, block),
@@ -418,7 +428,7 @@ impl World<'_> {
     /// Is there room for one more fault?
     pub(crate) fn fault_left(&self) -> bool {
         let u = &self.s.used;
-        u.crashes + u.drops + u.promotions + u.stops < self.bounds.faults
+        u.crashes + u.drops + u.promotions + u.stops + u.demotions < self.bounds.faults
     }
 
     /// Puts a frame on the write lane, if the receiver is still in the sender's session.

@@ -108,6 +108,19 @@ fn orderly_stops_with_one_absent() {
 }
 
 #[test]
+fn a_primary_steps_down_and_comes_back() {
+    holds(Bounds {
+        writes: 2,
+        crashes: 0,
+        drops: 1,
+        demotions: 1,
+        promotions: 2,
+        faults: 3,
+        ..Bounds::default()
+    });
+}
+
+#[test]
 fn bitmaps_saved_at_any_time() {
     holds(Bounds {
         nodes: 3,

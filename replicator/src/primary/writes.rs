@@ -281,6 +281,8 @@ impl Primary {
         if ctx.off(Rule::Resend) {
             return;
         }
+        // News of resync first: it must not clear what the repeated close sets.
+        self.send_synced(ctx);
         let Some(session) = self.sessions.get_mut(&peer) else {
             return;
         };

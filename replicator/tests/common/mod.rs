@@ -39,6 +39,8 @@ pub struct Site {
     pub slow: bool,
     /// Every disk operation fails.
     pub fail: bool,
+    /// Where zeroes were written, in bytes.
+    pub zeroed: Vec<(u64, u64)>,
     queue: VecDeque<(IoId, DiskOp)>,
     /// The same disk with a cache that a loss of power takes; `None`: nobody looks.
     pub power: Option<power::Disk>,
@@ -65,6 +67,8 @@ pub struct Cluster {
     pub view: View,
     pub links: NodeSetPairs,
     frames: VecDeque<(usize, usize, holdfast_wire::Frame)>,
+    /// Every frame that was sent, from whom and to whom.
+    pub sent: Vec<(usize, usize, holdfast_wire::Frame)>,
     next_req: u64,
     pub register_up: bool,
     pub off: Option<Rule>,
@@ -116,6 +120,7 @@ impl Cluster {
             },
             links: NodeSetPairs::default(),
             frames: VecDeque::new(),
+            sent: Vec::new(),
             next_req: 1,
             register_up: true,
             off: None,
@@ -258,7 +263,9 @@ impl Cluster {
                         let told = &mut self.sites[n].told.promised;
                         *told = (*told).max(stamp.epoch);
                     }
-                    self.frames.push_back((n, usize::from(peer.0), frame))
+                    let to = usize::from(peer.0);
+                    self.sent.push((n, to, frame.clone()));
+                    self.frames.push_back((n, to, frame));
                 }
                 Action::Disconnect { peer } => {
                     let other = usize::from(peer.0);
@@ -494,6 +501,17 @@ impl Cluster {
         }
     }
 
+    /// Lets time pass with ticks, but lanes and disks stand still.
+    pub fn pass_without_settling(&mut self, ms: u64) {
+        let end = self.now.plus_ms(ms);
+        while self.now < end {
+            self.now = self.now.plus_ms(10);
+            for n in 0..self.sites.len() {
+                self.event(n, Event::Tick);
+            }
+        }
+    }
+
     pub fn request(&mut self, n: usize, request: Request) -> u64 {
         let id = self.next_req;
         self.next_req += 1;
@@ -589,6 +607,7 @@ impl Site {
             boot: 1,
             slow: false,
             fail: false,
+            zeroed: Vec::new(),
             queue: VecDeque::new(),
             power: None,
             starts: 0,
@@ -638,6 +657,7 @@ impl Site {
             DiskOp::Zero { offset, len, .. } => {
                 let from = *offset as usize;
                 self.disk[from..from + *len as usize].fill(0);
+                self.zeroed.push((*offset, *len));
             }
             DiskOp::Flush => {}
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 /// The catalogue.
 const CATALOGUE: &str = "docs/SCENARIOS.md";
 /// Tests that the catalogue has to name begin like this.
-const NAMED: [&str; 4] = ["schedule_", "rule_", "drbd_", "f"];
+const NAMED: [&str; 5] = ["schedule_", "rule_", "drbd_", "sweep_", "f"];
 /// Where they are.
 const SCENARIOS: [&str; 3] = [
     "crates/sim/src/schedules/",

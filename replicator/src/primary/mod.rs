@@ -479,6 +479,7 @@ impl Primary {
         } else {
             self.remove_slow(ctx, timing);
             self.drop_slow_grow(ctx, timing);
+            self.drop_stuck(ctx, timing);
         }
         for peer in ctx.others().iter() {
             self.consider(ctx, peer);

@@ -310,7 +310,7 @@ fn drbd_resync_two_targets() {
         s.hold(0, 2, Lane::Bulk);
         s.start(1);
         s.start(2);
-        s.pass(800);
+        s.pass(2500);
         let first = s.is_member(1) && !s.is_member(2);
         s.must(first, "G7: the faster one waits for the slower one");
         s.written(0, 40);
@@ -335,7 +335,7 @@ fn drbd_switch_sync_source() {
         s.hold(0, 2, Lane::Bulk);
         s.start(1);
         s.start(2);
-        s.pass(800);
+        s.pass(2500);
         s.kill(0);
         s.fail_over(1);
         s.pass(3000);
@@ -486,5 +486,49 @@ fn drbd_isolated_primary_comes_back() {
         s.read(1, 3);
         let back = s.is_member(0);
         s.must(back, "G7: it does not come back");
+    });
+}
+
+/// disk-timeout: the disk of a resync target hangs with a block on its way; the application's write of that block does
+/// not hang with it.
+#[test]
+fn drbd_resync_target_hangs() {
+    holds(2, &[0, 1], |s| {
+        s.fail_over(0);
+        s.kill(1);
+        s.pass(1000);
+        s.written(0, 3);
+        s.hold_disk(1, Hold::Data);
+        s.start(1);
+        s.pass(200);
+        let req = s.write(0, 3);
+        s.pass(3000);
+        let done = s.acked(req);
+        s.must(
+            done,
+            "liveness: the application waits for a replica that is no member",
+        );
+    });
+}
+
+/// The same at a promotion: a member takes the session and answers no comparison; the block is served without it.
+#[test]
+fn drbd_reconciliation_peer_hangs() {
+    holds(3, &[0, 1, 2], |s| {
+        s.fail_over(0);
+        s.hold(0, 2, Lane::Write);
+        s.write(0, 3);
+        s.settle();
+        s.kill(0);
+        s.release(0, 2, Lane::Write);
+        s.hold(1, 2, Lane::Bulk);
+        s.fail_over(2);
+        let req = s.read(2, 3);
+        s.pass(4000);
+        let done = s.acked(req);
+        s.must(
+            done,
+            "liveness: the application waits for a member that does not compare",
+        );
     });
 }

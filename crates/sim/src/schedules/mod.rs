@@ -10,6 +10,7 @@ mod membership;
 mod promotion;
 mod serving;
 mod stage;
+mod sweeps;
 mod traces;
 
 use holdfast_replicator::Rule;

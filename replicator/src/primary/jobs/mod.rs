@@ -14,6 +14,7 @@
 //!   slots, so that they cannot starve a replica of slots (rule 30);
 //! - what the controller granted is given back exactly once, when the job ends.
 
+mod owed;
 mod pick;
 mod reconcile;
 mod repair;
@@ -22,6 +23,7 @@ mod status;
 mod verify;
 
 use super::{Owner, Phase, Primary};
+use crate::Now;
 use crate::config::JOBS_MAX;
 use crate::ctx::{Ctx, JobId, RoleIo};
 use crate::hash::hash_blocks;
@@ -85,6 +87,8 @@ pub(super) struct Jobs {
     tokens: BTreeMap<u64, JobId>,
     /// The peer that was resynced last: the next one comes first.
     turn: Option<NodeId>,
+    /// Since when a peer has answered none of the jobs that wait for it.
+    owed: BTreeMap<NodeId, Now>,
 }
 
 impl Jobs {
@@ -223,6 +227,7 @@ impl Primary {
         Self::read_source(ctx, id, range);
         for peer in asked.iter() {
             if let Some(stamp) = self.attached_session(peer).map(|s| s.stamp) {
+                self.peer_owes(ctx, peer);
                 ctx.send(
                     peer,
                     Frame::Hash {
@@ -248,6 +253,7 @@ impl Primary {
     }
 
     pub(super) fn hashes(&mut self, ctx: &mut Ctx, peer: NodeId, token: u64, hashes: Vec<u128>) {
+        self.peer_answers(ctx, peer);
         let Some(&id) = self.jobs.tokens.get(&token) else {
             return;
         };
@@ -338,6 +344,7 @@ impl Primary {
     /// A session ended: its jobs start over in the next one; a reconciliation waits for it or its removal.
     pub(super) fn drop_jobs(&mut self, ctx: &mut Ctx, peer: NodeId) {
         self.verify_lost(ctx, peer);
+        self.jobs.owed.remove(&peer);
         let gone: Vec<JobId> = self
             .jobs
             .all

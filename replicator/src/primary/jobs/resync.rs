@@ -110,6 +110,7 @@ impl Primary {
         data: Option<bytes::Bytes>,
     ) {
         let token = self.token();
+        self.peer_owes(ctx, peer);
         self.jobs.tokens.insert(token, id);
         let job = self.jobs.all.get_mut(&id).expect("at work");
         job.copies.insert(token, run);
@@ -131,6 +132,7 @@ impl Primary {
 
     /// The peer has a copy on its disk.
     pub(in crate::primary) fn resynced(&mut self, ctx: &mut Ctx, peer: NodeId, token: u64) {
+        self.peer_answers(ctx, peer);
         let Some(&id) = self.jobs.tokens.get(&token) else {
             return;
         };

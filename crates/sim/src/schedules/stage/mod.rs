@@ -43,6 +43,23 @@ const EVENTS_MAX: usize = 200_000;
 /// Time the cluster is given to be well again at the end of a schedule.
 const HEAL_MS: u64 = 8_000;
 
+/// What strikes a stage at some step of whatever goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blow {
+    /// SIGKILL.
+    Kill(usize),
+    /// SIGKILL, and a new daemon at once.
+    Restart(usize),
+    /// Its machine loses power.
+    PowerCut(usize, Keep),
+    /// It is alone: from its peers and its control plane.
+    CutOff(usize),
+    /// A connection breaks and comes back.
+    Blip(usize, usize),
+    /// A connection breaks and stays away.
+    Part(usize, usize),
+}
+
 pub(super) struct Site {
     pub(super) replica: Option<Replica>,
     pub(super) disk: Disk,
@@ -81,6 +98,10 @@ pub(super) struct Stage {
     history: History,
     promotion: Promotion,
     writer: Writer,
+    /// What strikes next, after how many steps.
+    pub(super) blows: Vec<(usize, Blow)>,
+    /// The newest primary had lost its cache, as had all others.
+    unclean_lead: bool,
     /// What a checker found first.
     pub(super) failure: Option<String>,
 }
@@ -126,6 +147,8 @@ impl Stage {
             history: History::new(GEOMETRY.bytes() / CELL_BYTES),
             promotion: Promotion::default(),
             writer: Writer::new(true),
+            blows: Vec::new(),
+            unclean_lead: false,
             failure: None,
         };
         let result = stage.promotion.applied(view).map(|_| ());
@@ -399,8 +422,37 @@ impl Stage {
         self.checked(Err("liveness: the replicas never come to rest".into()));
     }
 
+    fn strike(&mut self) {
+        let Some((left, blow)) = self.blows.first_mut() else {
+            return;
+        };
+        if *left > 0 {
+            *left -= 1;
+            return;
+        }
+        let blow = *blow;
+        self.blows.remove(0);
+        match blow {
+            Blow::Kill(n) => self.kill(n),
+            Blow::Restart(n) => {
+                self.kill(n);
+                self.start_now(n);
+            }
+            Blow::PowerCut(n, keep) => self.power_cut(n, keep),
+            Blow::CutOff(n) => {
+                self.sites[n].deaf = true;
+                for other in (0..self.sites.len()).filter(|&m| m != n) {
+                    self.part(n, other);
+                }
+            }
+            Blow::Blip(a, b) => self.blip(a, b),
+            Blow::Part(a, b) => self.part(a, b),
+        }
+    }
+
     /// One thing happens; false if there is none.
     pub(super) fn one(&mut self) -> bool {
+        self.strike();
         for n in 0..self.sites.len() {
             if let Some((io, result)) = self.sites[n].disk.next() {
                 self.event(n, Event::DiskDone { io, result });

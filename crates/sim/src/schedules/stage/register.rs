@@ -25,6 +25,9 @@ impl Stage {
                 let result = self.writer.opened(n, epoch.0);
                 self.checked(result);
                 self.history.opened(self.now.0, epoch.0);
+                if std::mem::take(&mut self.unclean_lead) {
+                    self.history.rollback();
+                }
                 self.sites[n].open = Some(epoch.0);
             }
             ToControl::Drained { .. } => self.sites[n].drained = true,
@@ -78,6 +81,7 @@ impl Stage {
                 }
                 self.view.epoch = epoch;
                 self.view.primary = Some(node(n));
+                self.unclean_lead = self.unclean.has(node(n));
                 self.unclean = self.unclean.without(node(n));
             }
             _ => return,

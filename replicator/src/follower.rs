@@ -278,6 +278,7 @@ impl Follower {
             self.open_to_bits(ctx, None);
         }
         let disk = match (member, ctx.superblock.disk) {
+            (false, disk) if ctx.off(Rule::MarkSyncing) => disk,
             (false, _) => DiskState::Syncing,
             // It became a member and stopped before it heard of that.
             (true, DiskState::Syncing) => DiskState::UpToDate,

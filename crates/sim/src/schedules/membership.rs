@@ -4,6 +4,7 @@ use super::disk::{Hold, Keep};
 use super::needs;
 use super::stage::Stage;
 use holdfast_replicator::{FromControl, Rule};
+use holdfast_types::DiskState;
 use holdfast_wire::Lane;
 
 /// Primary on node 0; node 1 was removed, and `blocks` were written since.
@@ -216,6 +217,26 @@ fn schedule_28_removal_with_unknown_outcome() {
         s.hold_register = false;
         s.fail_over(1);
         s.read(1, 3);
+    });
+}
+
+/// x (1) is half resynced when everything stops: its disk says so, for whoever forces it to serve.
+#[test]
+fn schedule_32_half_synced_replica() {
+    needs(Rule::MarkSyncing, &["G3"], 2, &[0, 1], |s| {
+        without_x(s, &[3, 40]);
+        s.hold(0, 1, Lane::Bulk);
+        s.start(1);
+        s.pass(200);
+        s.deliver_one(0, 1, Lane::Bulk);
+        s.power_cut(1, Keep::All);
+        s.power_cut(0, Keep::All);
+        let disk = s.disk_state(1);
+        let says_so = disk == Some(DiskState::Syncing);
+        s.must(
+            says_so,
+            "G3: a half-synced replica takes itself for a whole one",
+        );
     });
 }
 

@@ -201,6 +201,12 @@ impl Stage {
         self.checked(result);
     }
 
+    /// What a disk says of itself, on stable storage.
+    pub(super) fn disk_state(&self, n: usize) -> Option<DiskState> {
+        let meta = dirty::decode(&self.sites[n].disk.stable).ok()?;
+        Some(meta.superblock.disk)
+    }
+
     // ---- life and death
 
     /// A daemon starts, once it has the claim on its store.

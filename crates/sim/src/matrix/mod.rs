@@ -56,6 +56,7 @@ fn play_with(seed: u64, data: u8, witnesses: u8, shape: impl Fn(&mut Scenario)) 
     };
     (scenario.data_nodes, scenario.witnesses) = (data, witnesses);
     scenario.disks = vec![latency; nodes];
+    scenario.log_slots = vec![8; nodes];
     (scenario.frame_delay, scenario.message_delay) = (delay, delay);
     (scenario.loss, scenario.duplicates) = (Ratio::NEVER, Ratio::NEVER);
     scenario.drift_ppm = vec![0; nodes];

@@ -532,3 +532,27 @@ fn drbd_reconciliation_peer_hangs() {
         );
     });
 }
+
+/// io-errors: the disk of the last member fails at any moment of a resync beside an application: nothing is due any more.
+#[test]
+fn drbd_io_errors_during_resync() {
+    for k in 0..40 {
+        holds(2, &[0, 1], |s| {
+            s.fail_over(0);
+            s.kill(1);
+            s.pass(1000);
+            for block in 0..64 {
+                s.written(0, block);
+            }
+            s.hold_disk(1, Hold::Data);
+            s.start(1);
+            for round in 0..k {
+                s.write(0, round % 64);
+                s.pass(60);
+            }
+            s.sites[0].disk.broken = true;
+            s.write(0, 5);
+            s.pass(300);
+        });
+    }
+}

@@ -498,6 +498,11 @@ impl Stage {
         self.settle();
     }
 
+    fn is_due(&self, n: usize) -> bool {
+        let replica = self.sites[n].replica.as_ref();
+        replica.is_some_and(|r| r.deadline() <= self.now)
+    }
+
     /// Time goes by.
     pub(super) fn pass(&mut self, ms: u64) {
         let end = self.now.plus_ms(ms);
@@ -505,9 +510,10 @@ impl Stage {
         while self.now < end {
             self.now = self.now.plus_ms(10);
             for n in 0..self.sites.len() {
-                let due = |r: &Replica| r.deadline() <= self.now;
-                if self.sites[n].replica.as_ref().is_some_and(due) {
+                if self.is_due(n) {
                     self.event(n, Event::Tick);
+                    let again = self.is_due(n);
+                    self.must(!again, "liveness: it wants to be ticked without an end");
                 }
                 for other in 0..n {
                     self.connect(n, other);

@@ -48,6 +48,8 @@ pub(crate) struct ActivityLog<T> {
     /// A write to extents in the log may pass one that waits for a transaction.
     passing: bool,
     number: u64,
+    /// Of the last transaction on stable storage.
+    durable: u64,
     clock: u64,
     /// Transactions asked for since the start.
     pub(crate) writes: u64,
@@ -67,14 +69,15 @@ impl<T: Copy> ActivityLog<T> {
             turn: Turn::Idle,
             passing: false,
             number,
+            durable: number,
             clock: 0,
             writes: 0,
         }
     }
 
-    /// Number of the last transaction asked for.
-    pub(crate) fn number(&self) -> u64 {
-        self.number
+    /// Number of the last transaction on stable storage (at the start: of the last one found, which the start flushes).
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
     }
 
     /// For a primary: see `may_pass`.
@@ -282,6 +285,7 @@ impl<T: Copy> ActivityLog<T> {
         for slot in self.extents.values_mut() {
             slot.durable = true;
         }
+        self.durable = self.number;
         self.turn = Turn::Idle;
         self.grant()
     }

@@ -12,7 +12,7 @@
 //! Nothing that decides about data lives in an interpreter.
 
 use bytes::Bytes;
-use holdfast_types::{DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, VolumeId};
+use holdfast_types::{DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Strange, VolumeId};
 use holdfast_wire::{Frame, Lane};
 use serde::{Deserialize, Serialize};
 
@@ -217,6 +217,10 @@ pub struct View {
     pub in_sync: NodeSet,
     /// All data nodes that hold a replica of it.
     pub data_nodes: NodeSet,
+    /// Replicas whose disk is not the one that was recorded, or went back in time: compared whole before they count.
+    pub suspect: NodeSet,
+    /// The line of history the data belongs to; replicas of another one are refused.
+    pub lineage: u64,
 }
 
 /// What the control plane tells a replica.
@@ -457,6 +461,8 @@ pub enum SetChange {
     DiskFailed,
     /// It started anew: it is resynced from its log before it counts again (rule 8).
     Restarted,
+    /// Its disk is another one, or went back to an earlier state: all of it is compared (rule 31).
+    Strange,
     /// The operator does not trust it.
     Invalidated,
     /// The operator removes it.
@@ -481,6 +487,22 @@ pub enum Note {
     Detached {
         /// Who.
         peer: NodeId,
+    },
+    /// A peer's disk is not the one that was seen before: all of it is compared.
+    Distrusted {
+        /// Who.
+        peer: NodeId,
+        /// Why.
+        why: Strange,
+    },
+    /// A peer's content belongs to another line of history: it is left alone until the operator says which is kept.
+    Split {
+        /// Who.
+        peer: NodeId,
+        /// This replica's line.
+        ours: u64,
+        /// The peer's.
+        theirs: u64,
     },
     /// Resync of a peer is complete.
     Resynced {
@@ -595,6 +617,8 @@ pub struct PeerStatus {
     pub attached: bool,
     /// State of its disk as this node knows it.
     pub disk: DiskState,
+    /// What is wrong with its identity, if anything.
+    pub trouble: Option<Trouble>,
     /// Bytes that may differ.
     pub out_of_sync_bytes: u64,
     /// Payload bytes sent by the running or last resync.
@@ -607,6 +631,25 @@ pub struct PeerStatus {
     pub resync_bytes_per_second: u64,
     /// A verify is running: bytes done.
     pub verify_done_bytes: Option<u64>,
+}
+
+/// What is wrong with the identity of a peer's replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Trouble {
+    /// Its disk is not the one that was seen before: all of it is being compared.
+    Strange(Strange),
+    /// Its content belongs to another line of history.
+    Split {
+        /// The peer's line.
+        theirs: u64,
+        /// This replica's.
+        ours: u64,
+    },
+    /// It says that its disk is the one which another node has: a copy.
+    Cloned {
+        /// The node that had it first.
+        of: NodeId,
+    },
 }
 
 /// So that interpreters need only this crate's name for it.

@@ -56,6 +56,10 @@ pub struct Timing {
     pub grace_ms: u64,
     /// A member that does not answer a write or flush for this long is removed.
     pub answer_ms: u64,
+    /// An answer that comes this much later than it is wanted counts as slow.
+    pub slow_ms: u64,
+    /// A member that has cost so much time by slow answers lately is removed (a tenth is forgiven in the same time).
+    pub slow_budget_ms: u64,
     /// A new primary waits this long for a connected member to report, before it removes it.
     pub collect_ms: u64,
     /// A proposal without outcome is repeated after this long.
@@ -68,6 +72,8 @@ pub struct Timing {
     pub rejoin_ms: u64,
     /// Longest such delay.
     pub rejoin_max_ms: u64,
+    /// After so long as a member, half of its removals are forgotten.
+    pub rejoin_forget_ms: u64,
 }
 
 impl Default for Timing {
@@ -77,12 +83,15 @@ impl Default for Timing {
             silence_ms: 1000,
             grace_ms: 300,
             answer_ms: 1500,
+            slow_ms: 500,
+            slow_budget_ms: 2000,
             collect_ms: 500,
             propose_ms: 500,
             close_ms: 20,
             save_ms: 2000,
             rejoin_ms: 100,
             rejoin_max_ms: 20_000,
+            rejoin_forget_ms: 60_000,
         }
     }
 }

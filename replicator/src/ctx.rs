@@ -14,11 +14,11 @@ use crate::bits::Bits;
 use crate::config::Config;
 use crate::rules::Rule;
 use crate::{
-    Action, DiskError, DiskOp, IoId, Note, Now, ResyncBounds, ResyncOrder, ToControl, View,
+    Action, DiskError, DiskOp, IoId, Note, Now, ResyncBounds, ResyncOrder, ToControl, Trouble, View,
 };
 use bytes::Bytes;
 use holdfast_meta::{Layout, Superblock, Transaction, Unsaved};
-use holdfast_types::{BlockRange, DiskState, Epoch, NodeId, NodeSet, SessionId};
+use holdfast_types::{BlockRange, DiskState, Epoch, NodeId, NodeSet, Seen, SessionId};
 use holdfast_wire::{Frame, Hello};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -130,6 +130,8 @@ pub(crate) enum Wake {
 pub(crate) struct Link {
     pub(crate) up: bool,
     pub(crate) hello: Option<Hello>,
+    /// What is wrong with the identity it said hello with.
+    pub(crate) trouble: Option<Trouble>,
     /// When something last came.
     pub(crate) heard: Now,
     /// When something was last sent.
@@ -149,6 +151,7 @@ impl Link {
         Self {
             up: false,
             hello: None,
+            trouble: None,
             heard: now,
             sent: now,
         }
@@ -175,6 +178,10 @@ pub(crate) struct Ctx {
     /// Bounds of resync by the configuration, and what the operator last said about them.
     pub(crate) resync_configured: ResyncBounds,
     pub(crate) resync_order: ResyncOrder,
+    /// What was last heard of the peers' disks (rule 31); every superblock write carries it.
+    pub(crate) seen: BTreeMap<NodeId, Seen>,
+    /// It says more than the superblock.
+    seen_news: bool,
     pub(crate) disk_failed: bool,
     pub(crate) writes_in_flight: u32,
     ios: BTreeMap<IoId, Purpose>,
@@ -217,6 +224,13 @@ impl Ctx {
             .iter()
             .map(|n| (n, Link::new(now)))
             .collect();
+        let seen = superblock
+            .peer_slots
+            .iter()
+            .zip(superblock.seen)
+            .filter_map(|(node, seen)| Some(((*node)?, seen)))
+            .filter(|(_, seen)| !seen.is_nothing())
+            .collect();
         Self {
             cfg,
             now,
@@ -233,6 +247,8 @@ impl Ctx {
             strangers: NodeSet::EMPTY,
             resync_configured: ResyncBounds::default(),
             resync_order: ResyncOrder::default(),
+            seen,
+            seen_news: false,
             disk_failed: false,
             writes_in_flight: 0,
             ios: BTreeMap::new(),
@@ -321,6 +337,36 @@ impl Ctx {
     /// The bounds of resync in force.
     pub(crate) fn resync(&self) -> ResyncBounds {
         self.resync_order.over(self.resync_configured)
+    }
+
+    // ---- what was heard of the peers' disks
+
+    /// Notes what was heard of a peer's disk; stored with the next superblock, in [`Ctx::save_seen`] at the latest.
+    pub(crate) fn saw(&mut self, node: NodeId, seen: Seen) {
+        self.seen_news |= self.seen.insert(node, seen) != Some(seen);
+    }
+
+    /// Stores what is new of it.
+    pub(crate) fn save_seen(&mut self) {
+        if self.seen_news && !self.disk_failed {
+            self.store(After::Nothing);
+        }
+    }
+
+    /// Is what was last heard of this peer's disk on stable storage?
+    pub(crate) fn is_seen_stored(&self, node: NodeId) -> bool {
+        let slot = self.superblock.slot_of(node).map(usize::from);
+        let stored = slot.map(|s| self.superblock.seen[s]).unwrap_or_default();
+        !self.superblock_writing && self.seen.get(&node).is_none_or(|seen| *seen == stored)
+    }
+
+    /// What this replica says of its own disk.
+    pub(crate) fn own_seen(&self) -> Seen {
+        Seen {
+            incarnation: self.superblock.incarnation,
+            run: self.superblock.run,
+            log: self.log.durable(),
+        }
     }
 
     // ---- disk
@@ -501,6 +547,12 @@ impl Ctx {
     fn write_superblock(&mut self, waits: Vec<After>) {
         assert!(!self.superblock_writing);
         self.superblock.update += 1;
+        self.seen_news = false;
+        for (&node, &seen) in &self.seen {
+            if let Some(slot) = self.superblock.slot_of(node) {
+                self.superblock.seen[usize::from(slot)] = seen;
+            }
+        }
         self.superblock_writing = true;
         self.superblock_waits = waits;
         let (offset, data) = self.superblock.write(&self.layout);

@@ -13,6 +13,7 @@
 use crate::ctx::{After, Ctx, LogUser, RecvId, RoleIo};
 use crate::hash::hash_blocks;
 use crate::locks::{LockId, Mode, RangeLocks};
+use crate::replica::is_split;
 use crate::rules::Rule;
 use crate::{Note, ToControl, View};
 use bytes::Bytes;
@@ -202,6 +203,16 @@ impl Follower {
             );
             return;
         }
+        let ours = ctx.superblock.lineage;
+        if is_split(ours, attach.lineage) {
+            ctx.send(
+                peer,
+                Frame::Refuse {
+                    why: Refusal::Lineage(ours),
+                },
+            );
+            return;
+        }
         if ctx.disk_failed {
             ctx.send(
                 peer,
@@ -271,7 +282,7 @@ impl Follower {
             return;
         }
         *storing = true;
-        let (stamp, member) = (attach.stamp, attach.member);
+        let (stamp, member, lineage) = (attach.stamp, attach.member, attach.lineage);
         let epoch = stamp.epoch;
         // A member whose primary lives goes on with what is open: the primary sends again what it has no answer to (rule 27).
         if !(member && epoch == self.open_epoch) {
@@ -288,10 +299,12 @@ impl Follower {
             ctx.superblock.promised,
             ctx.superblock.epoch,
             ctx.superblock.disk,
-        ) == (epoch, epoch, disk);
+            ctx.superblock.lineage,
+        ) == (epoch, epoch, disk, lineage);
         ctx.superblock.promised = epoch;
         ctx.superblock.epoch = epoch;
         ctx.superblock.disk = disk;
+        ctx.superblock.lineage = lineage;
         if unchanged && ctx.is_stored() {
             self.attached(ctx, stamp.epoch, stamp.session);
         } else {
@@ -329,6 +342,7 @@ impl Follower {
             Frame::Attached {
                 stamp: attach.stamp,
                 report,
+                log: ctx.log.durable(),
             },
         );
         ctx.note(Note::Attached {
@@ -424,6 +438,13 @@ impl Follower {
                 range,
             } if ours(stamp) => {
                 self.receive(ctx, stamp, range, Mode::Shared, What::Fetch { token });
+            }
+            Frame::Seen { stamp, seen } if ours(stamp) => {
+                for (node, seen) in seen {
+                    if ctx.others().has(node) {
+                        ctx.saw(node, seen);
+                    }
+                }
             }
             Frame::Resync {
                 stamp,
@@ -575,6 +596,7 @@ impl Follower {
         let Some(recv) = self.recv.remove(&id) else {
             return;
         };
+        let log = ctx.log.durable();
         let answer = match recv.what {
             What::Write { seq, .. } => {
                 if let Some(open) = self.open.get_mut(&seq) {
@@ -585,6 +607,7 @@ impl Follower {
                 Frame::Ack {
                     stamp: recv.stamp,
                     seq,
+                    log,
                 }
             }
             What::Resync { token, .. } => {
@@ -595,6 +618,7 @@ impl Follower {
                 Frame::Resynced {
                     stamp: recv.stamp,
                     token,
+                    log,
                 }
             }
             What::Hash { token } => Frame::Hashes {
@@ -737,6 +761,7 @@ impl Follower {
                 Frame::Flushed {
                     stamp: barrier.stamp,
                     token: barrier.token,
+                    log: ctx.log.durable(),
                 },
             );
             self.pump_barriers(ctx);
@@ -747,7 +772,8 @@ impl Follower {
     pub(crate) fn cut_saved(&mut self, ctx: &mut Ctx, id: u64) {
         if let Some((_, stamp, token)) = self.cut.take_if(|(cut, ..)| *cut == id) {
             self.confirmed = Some(self.generation);
-            self.answer(ctx, stamp, Frame::CutDone { stamp, token });
+            let log = ctx.log.durable();
+            self.answer(ctx, stamp, Frame::CutDone { stamp, token, log });
             self.pump_barriers(ctx);
         }
     }

@@ -12,17 +12,22 @@
 
 use crate::activity::ActivityLog;
 use crate::bits::Bits;
-use crate::ctx::{After, Ctx, LogUser, Wake};
+use crate::ctx::{After, Ctx, Link, LogUser, Wake};
 use crate::follower::Follower;
 use crate::primary::Primary;
 use crate::rules::Rule;
 use crate::{
     Action, Config, Event, FromControl, Note, Now, PeerStatus, Request, RequestError, ResyncBounds,
-    ResyncStatus, Status, ToControl, VerifyReport, View,
+    ResyncStatus, Status, ToControl, Trouble, VerifyReport, View,
 };
 use holdfast_meta::{MetaError, Recovered, Unsaved};
 use holdfast_types::{DiskState, Epoch, NodeId, Role, Run};
 use holdfast_wire::{Frame, Hello, Refusal};
+
+/// Do the contents of two replicas belong to different lines of history? One without any joins every line.
+pub(crate) fn is_split(ours: u64, theirs: u64) -> bool {
+    ours != 0 && theirs != 0 && ours != theirs
+}
 
 /// How often time-outs are looked at.
 const TICK_MS: u64 = 50;
@@ -97,6 +102,8 @@ impl Replica {
         }
         superblock.run = Run(superblock.run.0 + 1);
         superblock.clean = false;
+        superblock.found.rotate_right(1);
+        superblock.found[0] = log.number;
         if !unclean {
             superblock.boot_id = boot_id;
         }
@@ -214,6 +221,10 @@ impl Replica {
             && !self.ctx.disk_failed
         {
             self.next_save = now.plus_ms(timing.save_ms);
+            if let State::Primary(p) = &mut self.state {
+                p.share_seen(&mut self.ctx);
+            }
+            self.ctx.save_seen();
             self.ctx.save_bits(Unsaved::Clear, After::Nothing);
         }
     }
@@ -297,7 +308,8 @@ impl Replica {
                 s.disk
             },
             log_slots: s.log_slots,
-            log_number: self.ctx.log.number(),
+            found: s.found,
+            lineage: s.lineage,
         };
         self.ctx.send(peer, Frame::Hello(hello));
     }
@@ -309,6 +321,7 @@ impl Replica {
         };
         link.up = false;
         link.hello = None;
+        link.trouble = None;
         match &mut self.state {
             State::Primary(p) => p.peer_down(&mut self.ctx, peer),
             State::Follower(f) => f.peer_down(&mut self.ctx, peer),
@@ -344,8 +357,29 @@ impl Replica {
             self.ctx.disconnect(peer);
             return;
         }
+        let cloned = (hello.incarnation == ours.incarnation)
+            .then_some(self.ctx.cfg.me)
+            .or_else(|| {
+                let same = |l: &Link| {
+                    l.hello
+                        .as_ref()
+                        .is_some_and(|h| h.incarnation == hello.incarnation)
+                };
+                let twin = |(n, l): &(&NodeId, &Link)| **n != peer && same(l);
+                self.ctx.links.iter().find(twin).map(|(&n, _)| n)
+            });
+        let theirs = hello.lineage;
+        let split = is_split(ours.lineage, theirs);
+        let ours = ours.lineage;
         if let Some(link) = self.ctx.links.get_mut(&peer) {
+            link.trouble = cloned.map(|of| Trouble::Cloned { of });
+            if split && link.trouble.is_none() {
+                link.trouble = Some(Trouble::Split { theirs, ours });
+            }
             link.hello = Some(hello);
+        }
+        if split {
+            self.ctx.note(Note::Split { peer, ours, theirs });
         }
         if let State::Primary(p) = &mut self.state {
             p.consider(&mut self.ctx, peer);
@@ -726,6 +760,7 @@ impl Replica {
                 Some(DiskState::Syncing) => DiskState::Syncing,
                 _ => DiskState::Outdated,
             },
+            trouble: link.trouble,
             out_of_sync_bytes: self.ctx.bits.dirty(node).count()
                 * u64::from(self.ctx.layout.geometry.block_bytes),
             resync_sent_bytes: 0,

@@ -118,6 +118,8 @@ impl Pair {
                 primary: None,
                 in_sync: both(),
                 data_nodes: both(),
+                suspect: NodeSet::EMPTY,
+                lineage: 1,
             },
             connected: false,
             frames: VecDeque::new(),
@@ -328,6 +330,8 @@ impl Side {
             log_slots: LOG_SLOTS,
             log_floor: 0,
             peer_slots: [None; 7],
+            seen: Default::default(),
+            found: Default::default(),
             update: 0,
         };
         superblock.give_slot(NodeId(1 - n as u8)).unwrap();

@@ -73,6 +73,8 @@ pub struct ReplicaRecord {
     pub incarnation: Incarnation,
     /// Latest run seen; zero: none yet.
     pub run: Run,
+    /// Random number of that run: a disk that was put back to the state before it starts the same run again.
+    pub nonce: u64,
     /// It stopped uncleanly and has not been resynced or promoted since: acknowledged writes may be missing.
     pub unclean: bool,
     /// Its disk was replaced or went back in time, and has not been resynced since.
@@ -273,6 +275,8 @@ pub enum Command {
         incarnation: Incarnation,
         /// Its run.
         run: Run,
+        /// Random number of the run.
+        nonce: u64,
         /// Stopped uncleanly before.
         unclean: bool,
         /// Its disk says that its content is not to be trusted: new, or failed in an earlier run.
@@ -364,6 +368,13 @@ impl VolumeRecord {
     }
 }
 
+impl VolumeRecord {
+    fn suspect(&self) -> NodeSet {
+        let suspect = self.replicas.iter().filter(|(_, r)| r.suspect);
+        suspect.map(|(&n, _)| n).collect()
+    }
+}
+
 impl ResourceRecord {
     /// The record as one volume's replica sees it.
     pub fn view(&self, volume: VolumeIx) -> Option<View> {
@@ -374,6 +385,8 @@ impl ResourceRecord {
             primary: self.primary,
             in_sync: record.in_sync,
             data_nodes: record.data_nodes(),
+            suspect: record.suspect(),
+            lineage: self.lineage,
         })
     }
 
@@ -502,15 +515,17 @@ impl ResourceRecord {
             return false;
         };
         if (replica.incarnation, replica.run) != expect
-            || (seen.incarnation, seen.run) == (replica.incarnation, replica.run)
+            || (seen.incarnation, seen.run, seen.nonce)
+                == (replica.incarnation, replica.run, replica.nonce)
         {
             return false;
         }
         // Another disk, or one that went back in time (rules 31, 37): its content is not what was committed.
-        let strange = seen.incarnation != replica.incarnation || seen.run < replica.run;
+        let strange = seen.incarnation != replica.incarnation || seen.run <= replica.run;
         *replica = ReplicaRecord {
             incarnation: seen.incarnation,
             run: seen.run,
+            nonce: seen.nonce,
             unclean: replica.unclean || seen.unclean,
             suspect: replica.suspect || seen.suspect || strange,
         };
@@ -640,12 +655,14 @@ impl ClusterState {
                 expect,
                 incarnation,
                 run,
+                nonce,
                 unclean,
                 outdated,
             } => {
                 let seen = ReplicaRecord {
                     incarnation: *incarnation,
                     run: *run,
+                    nonce: *nonce,
                     unclean: *unclean,
                     suspect: *outdated,
                 };
@@ -749,7 +766,8 @@ impl ClusterState {
             epoch: Epoch(0),
             primary: None,
             wanted: Wanted::Auto,
-            lineage: 0,
+            // Never zero, which would be no history at all.
+            lineage: volumes[0].id.0 | 1,
             volumes: volumes
                 .iter()
                 .map(|v| VolumeRecord {

@@ -46,6 +46,8 @@ pub(crate) fn base() -> Superblock {
         log_slots: 16,
         log_floor: 0,
         peer_slots: [None; PEERS_MAX as usize],
+        seen: Default::default(),
+        found: Default::default(),
         update: 1,
     };
     for node in [1, 2] {

@@ -7,7 +7,8 @@ use crate::layout::{META_PAGE_BYTES, SECTOR_BYTES};
 use crate::{Layout, MetaError, PEERS_MAX};
 use bytes::Bytes;
 use holdfast_types::{
-    DiskState, Epoch, Geometry, Incarnation, NODES_MAX, NodeId, NodeSet, Run, VolumeId,
+    DiskState, Epoch, Geometry, Incarnation, NODES_MAX, NodeId, NodeSet, RUNS_KEPT, Run, Seen,
+    VolumeId,
 };
 
 /// Format of everything in the region.
@@ -19,6 +20,10 @@ const SECTOR: usize = SECTOR_BYTES as usize;
 /// Magic, version and checksum stay where they are in every format, so that any program can name any other's.
 const CRC_AT: usize = SECTOR - 4;
 const PEERS_AT: usize = 128;
+const SEEN_AT: usize = 136;
+const SEEN_BYTES: usize = 24;
+const FOUND_AT: usize = SEEN_AT + SEEN_BYTES * PEERS_MAX as usize;
+const _: () = assert!(FOUND_AT + 8 * RUNS_KEPT <= CRC_AT);
 const NO_PEER: u8 = 0xff;
 const FLAG_CLEAN: u8 = 1;
 
@@ -51,7 +56,7 @@ pub struct Superblock {
     pub epoch: Epoch,
     /// State of the disk.
     pub disk: DiskState,
-    /// Line of history; a forced promotion starts a new one.
+    /// Line of history its content belongs to; a forced promotion starts a new one. Zero: none yet.
     pub lineage: u64,
     /// Extents the activity log may hold active.
     pub log_slots: u32,
@@ -59,6 +64,10 @@ pub struct Superblock {
     pub log_floor: u64,
     /// Which peer the bitmap in each slot is about.
     pub peer_slots: [Option<NodeId>; PEERS_MAX as usize],
+    /// What was last heard of the disk of the peer in each slot (rule 31).
+    pub seen: [Seen; PEERS_MAX as usize],
+    /// Where the activity log stood at the start of this run, of the one before, and so on (rule 31).
+    pub found: [u64; RUNS_KEPT],
     /// Number of this superblock, raised at each write; it goes to slot `update % 2`.
     pub update: u64,
 }
@@ -106,6 +115,14 @@ impl Superblock {
         b[120..128].copy_from_slice(&self.update.to_le_bytes());
         for (byte, slot) in b[PEERS_AT..].iter_mut().zip(self.peer_slots) {
             *byte = slot.map_or(NO_PEER, |n| n.0);
+        }
+        for (at, found) in b[FOUND_AT..].chunks_exact_mut(8).zip(self.found) {
+            at.copy_from_slice(&found.to_le_bytes());
+        }
+        for (at, seen) in b[SEEN_AT..].chunks_exact_mut(SEEN_BYTES).zip(self.seen) {
+            at[..8].copy_from_slice(&seen.incarnation.0.to_le_bytes());
+            at[8..16].copy_from_slice(&seen.run.0.to_le_bytes());
+            at[16..].copy_from_slice(&seen.log.to_le_bytes());
         }
         let crc = crc32fast::hash(&b[..CRC_AT]);
         b[CRC_AT..SECTOR].copy_from_slice(&crc.to_le_bytes());
@@ -188,6 +205,15 @@ impl Superblock {
             log_slots: u32_at(b, 52),
             log_floor: u64_at(b, 112),
             peer_slots,
+            seen: std::array::from_fn(|slot| {
+                let at = SEEN_AT + slot * SEEN_BYTES;
+                Seen {
+                    incarnation: Incarnation(u64_at(b, at)),
+                    run: Run(u64_at(b, at + 8)),
+                    log: u64_at(b, at + 16),
+                }
+            }),
+            found: std::array::from_fn(|run| u64_at(b, FOUND_AT + 8 * run)),
             update: u64_at(b, 120),
         };
         let counters = [

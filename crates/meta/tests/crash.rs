@@ -37,6 +37,8 @@ fn superblock(page_bytes: u32) -> Superblock {
         log_slots: 100,
         log_floor: 0,
         peer_slots: [None; PEERS_MAX as usize],
+        seen: Default::default(),
+        found: Default::default(),
         update: 1,
     };
     for node in PEERS {

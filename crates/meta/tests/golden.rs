@@ -5,7 +5,9 @@ use holdfast_meta::{
     Bitmap, FORMAT_VERSION, Layout, Owner, SlotState, Superblock, Transaction, initialise, locate,
     superblock_range,
 };
-use holdfast_types::{BlockRange, DiskState, Epoch, Geometry, Incarnation, NodeId, Run, VolumeId};
+use holdfast_types::{
+    BlockRange, DiskState, Epoch, Geometry, Incarnation, NodeId, Run, Seen, VolumeId,
+};
 use std::path::PathBuf;
 
 const BYTES_PER_LINE: usize = 32;
@@ -14,6 +16,12 @@ fn superblock() -> Superblock {
     let mut peer_slots = [None; 7];
     peer_slots[0] = Some(NodeId(1));
     peer_slots[2] = Some(NodeId(4));
+    let mut seen = [Seen::default(); 7];
+    seen[2] = Seen {
+        incarnation: Incarnation(0x7172_7374_7576_7778),
+        run: Run(0x8182),
+        log: 0x9192,
+    };
     Superblock {
         version: FORMAT_VERSION,
         cluster: 0x0102_0304_0506_0708,
@@ -36,6 +44,8 @@ fn superblock() -> Superblock {
         log_slots: 127,
         log_floor: 0x5152,
         peer_slots,
+        seen,
+        found: [0xa8, 0xa7, 0xa6, 0xa5, 0xa4, 0xa3, 0xa2, 0xa1],
         update: 0x6163,
     }
 }

@@ -95,6 +95,8 @@ fn superblock(geometry: Geometry, page_bytes: u32) -> Superblock {
         log_slots: SLOTS as u32,
         log_floor: 0,
         peer_slots: [None; PEERS_MAX as usize],
+        seen: Default::default(),
+        found: Default::default(),
         update: 1,
     };
     for node in PEERS {

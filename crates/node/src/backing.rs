@@ -241,6 +241,8 @@ impl Place {
             log_slots: LOG_SLOTS,
             log_floor: 0,
             peer_slots: [None; PEERS_MAX as usize],
+            seen: Default::default(),
+            found: Default::default(),
             update: 1,
         };
         for peer in new.data_nodes.without(self.me).iter() {

@@ -9,7 +9,7 @@ use crate::scenario::{MS, US};
 use crate::world::{CLUSTER, Ev, RESOURCE, VOLUME, World};
 use holdfast_control as control;
 use holdfast_replicator as rep;
-use holdfast_types::NodeId;
+use holdfast_types::{NodeId, Strange};
 
 /// The resource and volume of every world.
 const RESOURCE_IX: control::ResourceIx = control::ResourceIx(0);
@@ -482,6 +482,7 @@ impl World {
                 rep::SetChange::Slow => "member slow",
                 rep::SetChange::DiskFailed => "member's disk failed",
                 rep::SetChange::Restarted => "member restarted",
+                rep::SetChange::Strange => "member's disk strange",
                 rep::SetChange::Invalidated => "member invalidated",
                 rep::SetChange::Dismissed => "member dismissed",
                 rep::SetChange::Synced => "member synced",
@@ -509,6 +510,12 @@ impl World {
                 self.trace.mark("resync found equal blocks");
             }
             rep::Note::Resynced { .. } => self.trace.mark("resync complete"),
+            rep::Note::Distrusted { why, .. } => self.trace.mark(match why {
+                Strange::Replaced => "other disk distrusted",
+                Strange::WentBack => "disk that went back distrusted",
+                Strange::Recorded => "disk distrusted by the record",
+            }),
+            rep::Note::Split { .. } => self.trace.mark("two lines of history met"),
             rep::Note::Reconciled { blocks: 0 } => self.trace.mark("nothing to reconcile"),
             rep::Note::Reconciled { .. } => {
                 self.mark_reconciled();
@@ -522,6 +529,15 @@ impl World {
             rep::Note::Repaired { .. } => self.trace.mark("repaired"),
             rep::Note::DiskFailed { .. } => self.trace.mark("disk failure noted"),
             rep::Note::Protocol { .. } => self.trace.mark("protocol note"),
+        }
+        if let rep::Note::Distrusted {
+            peer,
+            why: Strange::WentBack,
+        } = &note
+            && !self.nodes[usize::from(peer.0)].put_back
+        {
+            let why = format!("G8: node {n} takes the disk of {peer} for one that went back");
+            self.fail(why);
         }
         if let rep::Note::Protocol { peer, what } = &note {
             let why = format!("G7: node {n} finds {peer} at fault: {what}");

@@ -195,6 +195,17 @@ impl Disk {
         self.write_back(u64::MAX);
     }
 
+    /// The disk as a power cut would leave it now, for [`Disk::put_back`].
+    pub fn snapshot(&self) -> Vec<u8> {
+        self.stable.clone()
+    }
+    /// As it was then: an operator restored a snapshot.
+    pub fn put_back(&mut self, snapshot: &[u8]) {
+        self.wipe();
+        self.cached.copy_from_slice(snapshot);
+        self.stable.copy_from_slice(snapshot);
+    }
+
     /// What a read returns now.
     pub fn cached(&self) -> &[u8] {
         &self.cached

@@ -112,6 +112,10 @@ pub struct SimNode {
     pub attached_at: u64,
     /// Its disk is blank or was replaced, and no commit has taken it in since.
     pub strange_disk: bool,
+    /// Its disk was put back to a snapshot at some time.
+    pub put_back: bool,
+    /// Its disk as it was when an operator took a snapshot, and when that was.
+    pub snapshot: Option<(u64, Vec<u8>)>,
     /// Its replica was removed, and it got a blank disk to be taken in again with.
     pub adding: bool,
     /// Its disk returns errors until replaced.

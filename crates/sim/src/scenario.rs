@@ -60,11 +60,13 @@ pub enum Fault {
     ClockLeap,
     /// An operator removes a replica, or gives a node that has none one again.
     Members,
+    /// A data node comes back with its disk as it was earlier.
+    Revert,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Kill,
         Self::PowerCut,
         Self::PowerAll,
@@ -86,6 +88,7 @@ impl Fault {
         Self::LyingFlush,
         Self::ClockLeap,
         Self::Members,
+        Self::Revert,
     ];
 
     /// The class of this name.

@@ -342,6 +342,8 @@ impl World {
             lost_at: 0,
             attached_at: 0,
             strange_disk: false,
+            put_back: false,
+            snapshot: None,
             adding: false,
             bad_disk: false,
             timers: [None; 2],
@@ -384,6 +386,8 @@ impl World {
             log_slots: self.scenario.log_slots[n],
             log_floor: 0,
             peer_slots: Default::default(),
+            seen: Default::default(),
+            found: Default::default(),
             update: 1,
         };
         for peer in (0..data).map(NodeId).filter(|&p| p != node.id) {

@@ -8,11 +8,15 @@
 #![forbid(unsafe_code)]
 
 mod ids;
+mod level;
 mod range;
+mod seen;
 mod set;
 
 pub use ids::{Epoch, Gen, Incarnation, NodeId, Run, Seq, SessionId, VolumeId};
+pub use level::Level;
 pub use range::BlockRange;
+pub use seen::{RUNS_KEPT, Seen, Strange};
 pub use set::NodeSet;
 
 /// Bytes in a block: the unit of dirty bits, range locks and resync. The simulator uses

@@ -14,9 +14,9 @@
 //! | 12 | 4 | volume, its two halves folded (the whole id is in the preamble and in Hello) |
 //! | 16 | 8 | epoch |
 //! | 24 | 8 | session |
-//! | 32 | 8 | sequence, token or generation |
-//! | 40 | 8 | first block |
-//! | 48 | 4 | blocks of the range, or entries of the list, or the reason of a refusal |
+//! | 32 | 8 | sequence, token, generation, or the line of history that is kept |
+//! | 40 | 8 | first block; in an answer the activity log's number; or a line of history |
+//! | 48 | 4 | blocks of the range, or entries of the list, or the reason of a refusal, or the level |
 //! | 52 | 4 | payload bytes |
 //! | 56 | 4 | CRC-32 of the payload |
 //! | 60 | 4 | CRC-32 of the header before it |
@@ -54,5 +54,7 @@ pub const DATA_BYTES_MAX: u32 = REQUEST_BYTES_MAX + 2 * BLOCK_BYTES;
 pub const LIST_RANGES_MAX: usize = 4 << 20;
 /// Hashes in one frame at the most: those of the largest range of blocks.
 pub const HASHES_MAX: usize = 1 << 20;
+/// Bytes of a text for people at the most.
+pub const TEXT_BYTES_MAX: usize = 4096;
 /// Bytes of a list at the most: one range is 16 bytes, and each bitmap of a cut has a small head.
 pub const LIST_BYTES_MAX: u32 = LIST_RANGES_MAX as u32 * 16 + NODES_MAX as u32 * 8;

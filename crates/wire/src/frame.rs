@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use holdfast_types::{
-    BlockRange, DiskState, Epoch, Gen, Geometry, Incarnation, NodeId, NodeSet, Run, Seq, SessionId,
-    VolumeId,
+    BlockRange, DiskState, Epoch, Gen, Geometry, Incarnation, Level, NodeId, NodeSet, RUNS_KEPT,
+    Run, Seen, Seq, SessionId, VolumeId,
 };
 
 /// Which of a peer's two connections a frame travels on.
@@ -45,8 +45,10 @@ pub struct Hello {
     pub disk: DiskState,
     /// How many activity-log extents it can hold active.
     pub log_slots: u32,
-    /// Number of its last activity-log transaction (rule 31).
-    pub log_number: u64,
+    /// Numbers of its last activity-log transaction at the start of this run, of the one before, and so on (rule 31).
+    pub found: [u64; RUNS_KEPT],
+    /// The line of history its content belongs to; zero: none yet.
+    pub lineage: u64,
 }
 
 /// A primary takes a replica into a session.
@@ -58,6 +60,10 @@ pub struct Attach {
     pub generation: Gen,
     /// The replica is a member of the in-sync set; if not it marks itself Syncing durably first (rule 32).
     pub member: bool,
+    /// The primary's line of history; a replica of another one refuses.
+    pub lineage: u64,
+    /// When its answers to writes may leave.
+    pub level: Level,
 }
 
 /// Why a replica does not take a session or a frame.
@@ -71,6 +77,8 @@ pub enum Refusal {
     NoDisk,
     /// Its disk returned an error on write or flush: final for that disk.
     DiskFailed,
+    /// Its content belongs to this other line of history: the operator has to say which one is kept.
+    Lineage(u64),
 }
 
 /// One message between two replicas of one volume.
@@ -174,7 +182,37 @@ pub enum Frame {
         ranges: Vec<BlockRange>,
     },
 
+    /// What the primary last heard of each replica's disk, its own included: whoever leads later recognises one that
+    /// went back in time (rule 31).
+    Seen {
+        /// Session.
+        stamp: Stamp,
+        /// Each node at most once.
+        seen: Vec<(NodeId, Seen)>,
+    },
+    /// The operator keeps the primary's line of history: the replica saves what it has in the blocks that may differ,
+    /// then gives up its own line. Not within a session: a replica of another line has none.
+    Discard {
+        /// The primary's epoch; the number matches the answer.
+        stamp: Stamp,
+        /// The line that is kept.
+        keep: u64,
+        /// The line that is given up; another one is not meant.
+        lost: u64,
+        /// Blocks the primary holds dirty for the replica.
+        ranges: Vec<BlockRange>,
+    },
+
     // ---- write lane, replica to primary
+    /// Answers [`Frame::Discard`].
+    Discarded {
+        /// The question's.
+        stamp: Stamp,
+        /// Saved and given up; else nothing has changed.
+        done: bool,
+        /// Where it is saved, or why it is not; at most [`crate::codec::TEXT_BYTES_MAX`] bytes.
+        text: String,
+    },
     /// The session is taken: promise stored, older writes ended, and this may differ.
     Attached {
         /// Session.
@@ -182,6 +220,8 @@ pub enum Frame {
         /// Blocks that may differ between the replica and the primary: the bits it holds for the primary, which
         /// crash extents and open writes of older epochs have become by now (rule 3).
         report: Vec<BlockRange>,
+        /// Number of the replica's last durable activity-log transaction (rule 31); the same in all answers.
+        log: u64,
     },
     /// The write with this number is on the replica's disk.
     Ack {
@@ -189,6 +229,8 @@ pub enum Frame {
         stamp: Stamp,
         /// Which.
         seq: Seq,
+        /// See [`Frame::Attached`].
+        log: u64,
     },
     /// Answers [`Frame::Flush`].
     Flushed {
@@ -196,6 +238,8 @@ pub enum Frame {
         stamp: Stamp,
         /// The flush's.
         token: u64,
+        /// See [`Frame::Attached`].
+        log: u64,
     },
     /// Answers [`Frame::Cut`]: bitmaps durable, data flushed.
     CutDone {
@@ -203,6 +247,8 @@ pub enum Frame {
         stamp: Stamp,
         /// The cut's.
         token: u64,
+        /// See [`Frame::Attached`].
+        log: u64,
     },
     /// The replica's activity log is short of slots: please close what is settled (rule 30).
     NeedClose {
@@ -228,6 +274,8 @@ pub enum Frame {
         stamp: Stamp,
         /// The block's.
         token: u64,
+        /// See [`Frame::Attached`].
+        log: u64,
     },
     /// Primary to replica: hash these blocks.
     Hash {
@@ -296,7 +344,10 @@ impl Frame {
             | Self::Ack { .. }
             | Self::Flushed { .. }
             | Self::CutDone { .. }
-            | Self::NeedClose { .. } => Lane::Write,
+            | Self::NeedClose { .. }
+            | Self::Seen { .. }
+            | Self::Discard { .. }
+            | Self::Discarded { .. } => Lane::Write,
         }
     }
 }

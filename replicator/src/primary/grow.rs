@@ -53,6 +53,7 @@ impl Primary {
             && !self.in_sync.has(peer)
             && !self.invalidate.has(peer)
             && !self.has_jobs_for(peer)
+            && self.is_steady(ctx, peer)
             && !self
                 .members(ctx)
                 .iter()
@@ -202,6 +203,12 @@ impl Primary {
         let ours = self.growing.is_some_and(|g| g.peer == peer);
         assert!(ours, "only this primary proposes members in its epoch");
         self.growing = None;
+        self.rejoined(ctx, peer);
+        self.suspect = self.suspect.without(peer);
+        self.distrusted.remove(&peer);
+        if let Some(&known) = self.known.get(&peer) {
+            ctx.saw(peer, known);
+        }
         // It holds everything settled so far, also what was settled without it and is not closed yet.
         for set in self
             .settled

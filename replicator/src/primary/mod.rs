@@ -15,6 +15,7 @@
 mod grow;
 mod jobs;
 mod pace;
+mod patience;
 mod requests;
 mod sessions;
 mod writes;
@@ -28,7 +29,9 @@ use crate::{
 };
 use bytes::Bytes;
 use holdfast_meta::Unsaved;
-use holdfast_types::{BlockRange, DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Seq};
+use holdfast_types::{
+    BlockRange, DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Seen, Seq, Strange,
+};
 use jobs::{Jobs, Verify};
 use pace::Pace;
 use requests::{Open, Piece};
@@ -90,10 +93,21 @@ pub(crate) struct Primary {
     /// Since when a member is without session.
     lost_since: BTreeMap<NodeId, Now>,
     /// How often a node was removed, and when it may be taken in again (rule 39).
-    rejoin: BTreeMap<NodeId, (u32, Now)>,
+    rejoin: BTreeMap<NodeId, patience::Rejoin>,
+    /// Milliseconds of the application's time that each member has cost lately.
+    spent: BTreeMap<NodeId, u64>,
+    /// When each peer last gave a slow answer.
+    slow_at: BTreeMap<NodeId, Now>,
+    looked: Now,
     invalidate: NodeSet,
-    /// Disk, run and log number each peer was last seen with (rule 31).
-    known: BTreeMap<NodeId, (Incarnation, Run, u64)>,
+    /// What each peer's disk said when this primary took it in; before that, what is stored counts (rule 31).
+    known: BTreeMap<NodeId, Seen>,
+    /// Peers whose disk is not trusted by the committed record.
+    suspect: NodeSet,
+    /// Peers that are being compared whole because their disk was strange, and are no members yet.
+    distrusted: BTreeMap<NodeId, Strange>,
+    /// What the others were last told of all disks.
+    shared: Vec<(NodeId, Seen)>,
     proposal: Option<Proposal>,
     growing: Option<grow::Growing>,
 
@@ -151,8 +165,14 @@ impl Primary {
             next_session: 1,
             lost_since: BTreeMap::new(),
             rejoin: BTreeMap::new(),
+            spent: BTreeMap::new(),
+            slow_at: BTreeMap::new(),
+            looked: ctx.now,
             invalidate: NodeSet::EMPTY,
             known: BTreeMap::new(),
+            suspect: view.suspect.without(ctx.me()),
+            distrusted: BTreeMap::new(),
+            shared: Vec::new(),
             proposal: None,
             growing: None,
             requests: BTreeMap::new(),
@@ -184,6 +204,8 @@ impl Primary {
             read_bytes: 0,
         };
         ctx.superblock.epoch = view.epoch;
+        // A forced promotion: from here on this is another line of history.
+        ctx.superblock.lineage = view.lineage;
         ctx.log.set_passing(true);
         for peer in primary.members(ctx).iter() {
             primary.lost_since.insert(peer, ctx.now);
@@ -330,7 +352,7 @@ impl Primary {
             FromControl::Dismiss { peer } => {
                 if self.in_sync.has(peer) && peer != ctx.me() {
                     let at = ctx.now.plus_ms(DISMISSED_MS);
-                    self.rejoin.entry(peer).or_insert((0, at)).1 = at;
+                    self.hold_back(ctx, peer, at);
                     self.propose_removal(ctx, peer, SetChange::Dismissed);
                 }
             }
@@ -360,6 +382,7 @@ impl Primary {
         let gone = self.in_sync.minus(view.in_sync).without(ctx.me());
         let came = view.in_sync.minus(self.in_sync);
         self.in_sync = view.in_sync;
+        self.suspect = view.suspect.without(ctx.me());
         let decided = self.proposal.take();
         self.follow_placement(ctx, view.data_nodes);
         for peer in came.iter() {
@@ -368,6 +391,7 @@ impl Primary {
         for peer in gone.and(ctx.others()).iter() {
             self.removed(ctx, peer);
         }
+        self.distrust_suspects(ctx);
         if let Some(proposal) = decided
             && proposal.in_sync != view.in_sync
             && proposal.why == SetChange::Synced
@@ -378,6 +402,7 @@ impl Primary {
         self.recheck(ctx);
         self.try_open(ctx);
         self.apply_invalidate(ctx);
+        self.apply_suspect(ctx);
         // With a member gone, blocks that were in doubt on it alone are in doubt no more.
         self.wake_awaiting(ctx);
         for peer in ctx.others().iter() {
@@ -398,6 +423,9 @@ impl Primary {
             self.lost_since.remove(&peer);
             self.rejoin.remove(&peer);
             self.known.remove(&peer);
+            self.distrusted.remove(&peer);
+            self.spent.remove(&peer);
+            self.slow_at.remove(&peer);
             self.heard = self.heard.without(peer);
             self.invalidate = self.invalidate.without(peer);
         }
@@ -481,6 +509,10 @@ impl Primary {
             self.drop_slow_grow(ctx, timing);
             self.drop_stuck(ctx, timing);
         }
+        self.forgive(ctx, timing);
+        if self.pace.due().is_some_and(|at| ctx.now >= at) {
+            self.pace.clear_due(); // set anew if there is anything to wait for
+        }
         for peer in ctx.others().iter() {
             self.consider(ctx, peer);
         }
@@ -506,24 +538,7 @@ impl Primary {
             .collect();
         if let Some(first) = silent.iter().next() {
             // One at a time: each removal is a commit of its own.
-            self.propose_removal(ctx, first, SetChange::Lost);
-        }
-    }
-
-    fn remove_slow(&mut self, ctx: &mut Ctx, timing: Timing) {
-        for peer in self.members(ctx).iter() {
-            match self.lost_since.get(&peer) {
-                Some(&since) if ctx.now.ms_since(since) >= timing.grace_ms => {
-                    self.propose_removal(ctx, peer, SetChange::Lost);
-                }
-                Some(_) => {}
-                None => {
-                    let oldest = self.oldest_unanswered(peer);
-                    if oldest.is_some_and(|at| ctx.now.ms_since(at) >= timing.answer_ms) {
-                        self.propose_removal(ctx, peer, SetChange::Slow);
-                    }
-                }
-            }
+            self.let_go(ctx, first, SetChange::Lost);
         }
     }
 
@@ -555,10 +570,10 @@ impl Primary {
                 RoleIo::RecvWrite(_) | RoleIo::RecvFlush(_) | RoleIo::RecvHash(_) => {}
             },
             Wake::ReadFailed(io, error) => self.read_failed(ctx, io, error),
+            Wake::Stored(_) => self.seen_stored(ctx),
             Wake::LogWritten
             | Wake::Log(LogUser::Recv(_))
             | Wake::Saved(_)
-            | Wake::Stored(_)
             | Wake::Flushed
             | Wake::Drained
             | Wake::View(_)

@@ -4,10 +4,13 @@ use super::pace::Meter;
 use super::{Phase, Primary};
 use crate::config::{LAG_BYTES_MAX, LAG_MAX};
 use crate::ctx::Ctx;
+use crate::replica::is_split;
 use crate::rules::Rule;
 use crate::{Note, Now, SetChange};
-use holdfast_types::{BlockRange, DiskState, Incarnation, NodeId, NodeSet, Run, Seq, SessionId};
-use holdfast_wire::{Attach, Frame, Refusal, Stamp};
+use holdfast_types::{
+    BlockRange, DiskState, Incarnation, Level, NodeId, NodeSet, Run, Seen, Seq, SessionId, Strange,
+};
+use holdfast_wire::{Attach, Frame, Hello, Refusal, Stamp};
 use std::collections::BTreeMap;
 
 /// A flush that precedes the cut, so that the cut's own one is short: what counts waits for that.
@@ -24,6 +27,7 @@ pub(super) struct Sent {
     pub(super) range: BlockRange,
     /// Bytes of data that are kept for it.
     pub(super) bytes: u64,
+    pub(super) at: Now,
     /// Its answer clears the peer's bits: no newer write of a block of it was kept from the peer.
     pub(super) clears: bool,
 }
@@ -48,8 +52,10 @@ pub(super) struct Session {
     pub(super) meter: Meter,
     /// What was resynced is on its stable storage.
     pub(super) stable: Stable,
-    /// Nothing is known of its blocks: compare all.
-    pub(super) strange: bool,
+    /// Its disk is not the one that was seen: compare all.
+    pub(super) strange: Option<Strange>,
+    /// Number of its last durable activity-log transaction.
+    pub(super) log: u64,
 }
 
 impl Session {
@@ -91,18 +97,22 @@ impl Primary {
             return; // a member or not: not known now (rule 28)
         }
         let member = self.in_sync.has(peer);
+        // Where the log is now it says in its answer: this hello may be as old as the connection.
+        let strange = self.strange(ctx, peer, &hello, u64::MAX);
         if member {
-            if let Some(why) = self.unfit(ctx, peer, &hello) {
+            let other_line = is_split(ctx.superblock.lineage, hello.lineage);
+            let why = (strange.is_some() || other_line).then_some(SetChange::Strange);
+            if let Some(why) = why.or_else(|| self.unfit(ctx, peer, &hello)) {
                 self.propose_removal(ctx, peer, why);
                 return;
             }
         } else if self.phase != Phase::Open
             || matches!(hello.disk, DiskState::Diskless | DiskState::Failed)
-            || self.rejoin.get(&peer).is_some_and(|(_, at)| ctx.now < *at)
+            || link.trouble.is_some()
+            || !self.may_rejoin(ctx, peer)
         {
             return;
         }
-        let strange = self.strange(peer, &hello);
         let stamp = Stamp {
             epoch: self.epoch,
             session: SessionId(self.next_session),
@@ -122,6 +132,7 @@ impl Primary {
             meter: Meter::default(),
             stable: Stable::No,
             strange,
+            log: 0,
         };
         self.sessions.insert(peer, session);
         ctx.send(
@@ -130,22 +141,102 @@ impl Primary {
                 stamp,
                 generation: self.generation,
                 member,
+                lineage: ctx.superblock.lineage,
+                level: Level::C,
             }),
         );
     }
 
     /// Is this another disk than the one this node knew, or one that went back in time (rule 31)? Then bits for it mean
     /// nothing.
-    fn strange(&mut self, peer: NodeId, hello: &holdfast_wire::Hello) -> bool {
-        let now = (hello.incarnation, hello.run, hello.log_number);
-        let before = self.known.insert(peer, now);
-        before.is_some_and(|(incarnation, run, log)| {
-            incarnation != now.0 || now.1 < run || (now.1 > run && now.2 < log)
-        })
+    fn strange(&self, ctx: &Ctx, peer: NodeId, hello: &Hello, log: u64) -> Option<Strange> {
+        let known = self.known.get(&peer).or_else(|| ctx.seen.get(&peer));
+        let by_record = self.suspect.has(peer) && !self.distrusted.contains_key(&peer);
+        known
+            .and_then(|k| k.contradicts(hello.incarnation, hello.run, &hello.found, log))
+            .or(by_record.then_some(Strange::Recorded))
+    }
+
+    /// All of a peer's copy is compared; what was known of its disk stays stored until it is a member again, so that a
+    /// successor of this primary recognises it too.
+    fn distrust(&mut self, ctx: &mut Ctx, peer: NodeId, why: Strange) {
+        ctx.bits.suspect_all(peer);
+        self.distrusted.insert(peer, why);
+        ctx.note(Note::Distrusted { peer, why });
+    }
+
+    /// The committed record says which disks are not the ones that were recorded.
+    pub(super) fn apply_suspect(&mut self, ctx: &mut Ctx) {
+        for peer in self.suspect.iter() {
+            self.propose_removal(ctx, peer, SetChange::Strange);
+        }
+    }
+
+    /// The same for those that are being resynced: before any of them is proposed as a member.
+    pub(super) fn distrust_suspects(&mut self, ctx: &mut Ctx) {
+        for peer in self.suspect.minus(self.in_sync).iter() {
+            if self.attached_session(peer).is_some() && !self.distrusted.contains_key(&peer) {
+                self.distrust(ctx, peer, Strange::Recorded);
+            }
+        }
+    }
+
+    /// A replica took the session: this is its disk from now on.
+    fn take_disk(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        let session = &self.sessions[&peer];
+        let said = Seen {
+            incarnation: session.life.0,
+            run: session.life.1,
+            log: session.log,
+        };
+        self.known.insert(peer, said);
+        if !self.distrusted.contains_key(&peer) {
+            ctx.saw(peer, said);
+        }
+    }
+
+    /// An answer carries the number of the replica's log. The lanes may pass each other, so a lower one is only older.
+    fn heard_log(&mut self, ctx: &mut Ctx, peer: NodeId, log: u64) {
+        let Some(session) = self.sessions.get_mut(&peer) else {
+            return;
+        };
+        if log <= session.log {
+            return;
+        }
+        session.log = log;
+        if session.attached {
+            self.take_disk(ctx, peer);
+        }
+    }
+
+    /// Tells the others what was heard of all disks, if that is news to them.
+    pub(crate) fn share_seen(&mut self, ctx: &mut Ctx) {
+        let mut seen: Vec<(NodeId, Seen)> = ctx.seen.iter().map(|(&n, &s)| (n, s)).collect();
+        seen.push((ctx.me(), ctx.own_seen()));
+        if seen == self.shared {
+            return;
+        }
+        let peers: Vec<NodeId> = self.sessions.keys().copied().collect();
+        self.shared = seen;
+        for peer in peers {
+            self.tell_seen(ctx, peer);
+        }
+    }
+
+    fn tell_seen(&self, ctx: &mut Ctx, peer: NodeId) {
+        if let Some(session) = self.attached_session(peer) {
+            ctx.send(
+                peer,
+                Frame::Seen {
+                    stamp: session.stamp,
+                    seen: self.shared.clone(),
+                },
+            );
+        }
     }
 
     /// Why a member cannot go on as one, if it cannot.
-    fn unfit(&self, ctx: &Ctx, peer: NodeId, hello: &holdfast_wire::Hello) -> Option<SetChange> {
+    fn unfit(&self, ctx: &Ctx, peer: NodeId, hello: &Hello) -> Option<SetChange> {
         match hello.disk {
             DiskState::Diskless | DiskState::Failed => return Some(SetChange::DiskFailed),
             // A member says UpToDate, or Syncing if it has not heard yet that it is one. Outdated: a new or removed disk.
@@ -173,7 +264,11 @@ impl Primary {
             ctx.note(Note::Detached { peer });
         }
         if self.in_sync.has(peer) {
-            self.lost_since.entry(peer).or_insert(ctx.now);
+            // One that fell silent is not waited for a second time.
+            let heard = ctx.links[&peer].heard;
+            let silent = ctx.now.ms_since(heard) >= ctx.cfg.timing.silence_ms;
+            let since = if silent { heard } else { ctx.now };
+            self.lost_since.entry(peer).or_insert(since);
             if self.phase == Phase::Collecting {
                 self.heard = self.heard.without(peer);
             }
@@ -196,20 +291,42 @@ impl Primary {
         let stamp = session.stamp;
         let attached = session.attached;
         match frame {
-            Frame::Attached { stamp: s, report } if s == stamp && !attached => {
-                session.attached = true;
+            Frame::Attached {
+                stamp: s,
+                report,
+                log,
+            } if s == stamp && !attached => {
+                session.log = log;
                 self.attached(ctx, peer, &report);
             }
-            Frame::Ack { stamp: s, seq } if s == stamp && attached => self.answered(ctx, peer, seq),
-            Frame::Flushed { stamp: s, token } if s == stamp && attached => {
-                self.peer_flushed(ctx, peer, token)
+            Frame::Ack { stamp: s, seq, log } if s == stamp && attached => {
+                self.heard_log(ctx, peer, log);
+                self.answered(ctx, peer, seq);
             }
-            Frame::CutDone { stamp: s, token } if s == stamp && attached => {
-                self.cut_done(ctx, peer, token)
+            Frame::Flushed {
+                stamp: s,
+                token,
+                log,
+            } if s == stamp && attached => {
+                self.heard_log(ctx, peer, log);
+                self.peer_flushed(ctx, peer, token);
+            }
+            Frame::CutDone {
+                stamp: s,
+                token,
+                log,
+            } if s == stamp && attached => {
+                self.heard_log(ctx, peer, log);
+                self.cut_done(ctx, peer, token);
             }
             Frame::NeedClose { stamp: s } if s == stamp => self.send_closes(ctx),
-            Frame::Resynced { stamp: s, token } if s == stamp && attached => {
-                self.resynced(ctx, peer, token)
+            Frame::Resynced {
+                stamp: s,
+                token,
+                log,
+            } if s == stamp && attached => {
+                self.heard_log(ctx, peer, log);
+                self.resynced(ctx, peer, token);
             }
             Frame::Hashes {
                 stamp: s,
@@ -236,7 +353,7 @@ impl Primary {
                 self.propose_removal(ctx, peer, SetChange::DiskFailed);
             }
             // It may be a candidate's promise that comes to nothing; the control plane knows. Try again after a new connection.
-            Refusal::Promised(_) | Refusal::Gap => {}
+            Refusal::Promised(_) | Refusal::Gap | Refusal::Lineage(_) => {}
         }
         ctx.disconnect(peer);
     }
@@ -244,7 +361,20 @@ impl Primary {
     /// A replica took the session.
     fn attached(&mut self, ctx: &mut Ctx, peer: NodeId, report: &[BlockRange]) {
         let member = self.in_sync.has(peer);
-        let life = self.sessions[&peer].life;
+        let session = &self.sessions[&peer];
+        let life = session.life;
+        let hello = ctx.links[&peer].hello.as_ref();
+        let strange = session
+            .strange
+            .or_else(|| self.strange(ctx, peer, hello?, session.log));
+        if member && strange.is_some() {
+            // Its disk went back: no answer of it counts until it was compared (rule 31).
+            self.propose_removal(ctx, peer, SetChange::Strange);
+            return;
+        }
+        if let Some(session) = self.sessions.get_mut(&peer) {
+            session.attached = true;
+        }
         let blocks = ctx.layout.geometry.blocks;
         let report = report
             .iter()
@@ -262,6 +392,7 @@ impl Primary {
                 };
                 ctx.bits.suspect(whom, range);
             }
+            self.take_disk(ctx, peer);
             self.heard = self.heard.with(peer);
             self.member_runs.insert(peer, life);
             self.lost_since.remove(&peer);
@@ -282,11 +413,14 @@ impl Primary {
             for &range in report {
                 ctx.bits.suspect(NodeSet::only(peer), range);
             }
-            if self.sessions[&peer].strange {
-                ctx.bits.suspect_all(peer);
+            if let Some(why) = strange {
+                self.distrust(ctx, peer, why);
             }
             self.note_attached(ctx, peer, member);
         }
+        self.take_disk(ctx, peer);
+        self.share_seen(ctx);
+        self.tell_seen(ctx, peer);
         self.pump_jobs(ctx);
     }
 
@@ -306,22 +440,13 @@ impl Primary {
         self.lost_since.remove(&peer);
         self.heard = self.heard.without(peer);
         self.delay_rejoin(ctx, peer);
+        // What was last seen of it is what it will be judged by (rule 31).
+        self.share_seen(ctx);
+        ctx.save_seen();
         if self.sessions.contains_key(&peer) {
             self.peer_down(ctx, peer);
             ctx.disconnect(peer);
         }
-    }
-
-    /// It may be taken in again only after a while, longer each time (rule 39).
-    pub(super) fn delay_rejoin(&mut self, ctx: &Ctx, peer: NodeId) {
-        let (times, before) = self.rejoin.get(&peer).copied().unwrap_or_default();
-        let timing = ctx.cfg.timing;
-        let mut delay = (timing.rejoin_ms << times.min(16)).min(timing.rejoin_max_ms);
-        if ctx.off(Rule::Damping) {
-            delay = 0;
-        }
-        self.rejoin
-            .insert(peer, (times + 1, before.max(ctx.now.plus_ms(delay))));
     }
 
     /// Whoever stops counting gets bits for every write that is not settled.
@@ -357,15 +482,24 @@ impl Primary {
 
     /// When the oldest write or flush went to this peer unanswered.
     pub(super) fn oldest_unanswered(&self, peer: NodeId) -> Option<Now> {
+        self.oldest(peer, false)
+    }
+
+    /// The same of those that the local disk has answered: what this peer alone may be holding up.
+    pub(super) fn oldest_late(&self, peer: NodeId) -> Option<Now> {
+        self.oldest(peer, true)
+    }
+
+    fn oldest(&self, peer: NodeId, local: bool) -> Option<Now> {
         let write = self
             .writes
             .values()
-            .find(|w| w.sent.has(peer) && !w.answered.has(peer))
+            .find(|w| w.sent.has(peer) && !w.answered.has(peer) && (w.local || !local))
             .map(|w| w.issued);
         let flush = self
             .flush
             .as_ref()
-            .filter(|f| f.waiting.has(peer))
+            .filter(|f| f.waiting.has(peer) && (f.local || !local))
             .map(|f| f.started);
         [write, flush].into_iter().flatten().min()
     }

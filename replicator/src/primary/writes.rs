@@ -34,7 +34,7 @@ pub(super) struct Write {
     fua: bool,
     source: Source,
     pub(super) issued: Now,
-    local: bool,
+    pub(super) local: bool,
     /// To whom it was sent.
     pub(super) sent: NodeSet,
     pub(super) answered: NodeSet,
@@ -45,7 +45,7 @@ pub(super) struct Write {
 pub(super) struct FlushRound {
     token: u64,
     pub(super) started: Now,
-    local: bool,
+    pub(super) local: bool,
     pub(super) waiting: NodeSet,
     requests: Vec<ReqId>,
 }
@@ -119,6 +119,7 @@ impl Primary {
                 Sent {
                     range,
                     bytes,
+                    at: ctx.now,
                     clears: true,
                 },
             );
@@ -147,7 +148,14 @@ impl Primary {
         let Some(session) = self.sessions.get_mut(&peer) else {
             return;
         };
-        let Some(Sent { range, clears, .. }) = session.answered(seq) else {
+        let Some(Sent {
+            range, at, clears, ..
+        }) = session.answered(seq)
+        else {
+            return;
+        };
+        self.answer_took(ctx, peer, at);
+        let Some(session) = self.sessions.get_mut(&peer) else {
             return;
         };
         if !self.in_sync.has(peer) && clears {
@@ -306,6 +314,7 @@ impl Primary {
             let sent = Sent {
                 range: write.range,
                 bytes: write.data.as_ref().map_or(0, |d| d.len() as u64),
+                at: ctx.now,
                 clears: true,
             };
             session.sent(seq, sent);

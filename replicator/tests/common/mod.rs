@@ -41,6 +41,9 @@ pub struct Site {
     pub fail: bool,
     /// Where zeroes were written, in bytes.
     pub zeroed: Vec<(u64, u64)>,
+    /// SIGSTOP: nothing is handled, all of it waits.
+    pub frozen: bool,
+    inbox: VecDeque<Event>,
     queue: VecDeque<(IoId, DiskOp)>,
     /// The same disk with a cache that a loss of power takes; `None`: nobody looks.
     pub power: Option<power::Disk>,
@@ -117,6 +120,8 @@ impl Cluster {
                 primary: None,
                 in_sync,
                 data_nodes: placed,
+                suspect: NodeSet::EMPTY,
+                lineage: 1,
             },
             links: NodeSetPairs::default(),
             frames: VecDeque::new(),
@@ -194,6 +199,15 @@ impl Cluster {
         self.cut(n);
     }
 
+    /// SIGCONT.
+    pub fn thaw(&mut self, n: usize) {
+        self.sites[n].frozen = false;
+        for event in std::mem::take(&mut self.sites[n].inbox) {
+            self.event(n, event);
+        }
+        self.settle();
+    }
+
     pub fn cut(&mut self, n: usize) {
         for other in 0..self.sites.len() {
             let pair = (n.min(other), n.max(other));
@@ -221,6 +235,8 @@ impl Cluster {
         let pair = (a.min(b), a.max(b));
         if a == b
             || self.links.0.contains(&pair)
+            || self.sites[a].frozen
+            || self.sites[b].frozen
             || self.sites[a].replica.is_none()
             || self.sites[b].replica.is_none()
         {
@@ -242,6 +258,10 @@ impl Cluster {
     }
 
     pub fn event(&mut self, n: usize, event: Event) {
+        if self.sites[n].frozen {
+            self.sites[n].inbox.push_back(event);
+            return;
+        }
         let now = self.now;
         let mut out = Vec::new();
         if let Some(replica) = &mut self.sites[n].replica {
@@ -484,11 +504,8 @@ impl Cluster {
         while self.now < end {
             self.now = self.now.plus_ms(10);
             for n in 0..self.sites.len() {
-                if self.sites[n]
-                    .replica
-                    .as_ref()
-                    .is_some_and(|r| r.deadline() <= self.now)
-                {
+                let due = |s: &Site| s.replica.as_ref().is_some_and(|r| r.deadline() <= self.now);
+                if !self.sites[n].frozen && due(&self.sites[n]) {
                     self.event(n, Event::Tick);
                 }
             }
@@ -586,6 +603,8 @@ impl Site {
             log_slots: 8,
             log_floor: 0,
             peer_slots: [None; 7],
+            seen: Default::default(),
+            found: Default::default(),
             update: 0,
         };
         for peer in all.without(NodeId(n as u8)).iter() {
@@ -608,6 +627,8 @@ impl Site {
             slow: false,
             fail: false,
             zeroed: Vec::new(),
+            frozen: false,
+            inbox: VecDeque::new(),
             queue: VecDeque::new(),
             power: None,
             starts: 0,

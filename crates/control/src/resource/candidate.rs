@@ -24,7 +24,9 @@ impl Node {
             let Some(started) = local.started else {
                 return Err(Blocked::NotStarted);
             };
-            if (started.incarnation, started.run) != (replica.incarnation, replica.run) {
+            if (started.incarnation, started.run, started.nonce)
+                != (replica.incarnation, replica.run, replica.nonce)
+            {
                 return Err(Blocked::NotRecorded);
             }
             if replica.suspect {

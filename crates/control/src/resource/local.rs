@@ -24,11 +24,13 @@ impl Node {
                 promised,
                 ..
             } => {
+                let nonce = self.rng.draw();
                 let local = &mut self.resources[ix].locals[v];
                 let again = local.started.is_some_and(|s| s.run != run);
                 let started = Some(Started {
                     incarnation,
                     run,
+                    nonce,
                     unclean,
                     promised,
                     disk,
@@ -205,7 +207,7 @@ impl Node {
                 continue;
             };
             let life = (replica.incarnation, replica.run);
-            if (started.incarnation, started.run) == life {
+            if (started.incarnation, started.run) == life && started.nonce == replica.nonce {
                 if local.failed && !replica.unclean && now >= local.seen_at {
                     let at = now.plus_ms(self.config.timing.heartbeat_ms);
                     self.resources[ix].locals[v].seen_at = at;
@@ -251,6 +253,7 @@ impl Node {
                         expect: (replica.incarnation, replica.run),
                         incarnation: started.incarnation,
                         run: started.run,
+                        nonce: started.nonce,
                         unclean: started.unclean,
                         outdated: started.disk == DiskState::Outdated,
                     },

@@ -44,6 +44,8 @@ fn stop_steps(forced: bool) -> [HostStep; 4] {
 pub(crate) struct Started {
     pub(crate) incarnation: Incarnation,
     pub(crate) run: Run,
+    /// Drawn at its start; see [`crate::state::ReplicaRecord::nonce`].
+    pub(crate) nonce: u64,
     pub(crate) unclean: bool,
     pub(crate) promised: Epoch,
     pub(crate) disk: DiskState,

@@ -171,6 +171,7 @@ fn a_new_run_kills_what_was_proposed_about_the_old_one() {
         expect: (Incarnation(2), Run(expect)),
         incarnation: Incarnation(incarnation),
         run: Run(run),
+        nonce: 10 * run,
         unclean,
         outdated: false,
     };
@@ -203,6 +204,22 @@ fn a_new_run_kills_what_was_proposed_about_the_old_one() {
     assert_eq!(state.apply(&grow), Applied::Set(R, V, SetChange::Synced));
     let replica = *record(&state).replica(V, B).expect("is there");
     assert!(!replica.unclean && !replica.suspect, "resynced");
+    assert_eq!(
+        state.apply(&seen(3, 3, 2, false)),
+        Applied::Nothing,
+        "known already"
+    );
+    let mut twice = seen(3, 3, 2, false);
+    if let Command::ReplicaSeen { nonce, .. } = &mut twice {
+        *nonce = 31;
+    }
+    assert_eq!(state.apply(&twice), Applied::Changed(R));
+    let view = record(&state).view(V).expect("is there");
+    assert_eq!(
+        view.suspect,
+        NodeSet::only(B),
+        "a life that starts the same run a second time was put back to before it (rule 31)"
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use holdfast_control::{
     StepDownReason,
 };
 use holdfast_replicator::{Note, VerifyReport};
-use holdfast_types::NodeSet;
+use holdfast_types::{NodeSet, Strange};
 
 /// The history of all resources, oldest first within each.
 pub(super) fn history(cx: &Context, status: &ControlStatus) -> Vec<HistoryLine> {
@@ -94,9 +94,34 @@ fn set_change(why: SetChange) -> &'static str {
         SetChange::DiskFailed => "was removed: its disk failed",
         SetChange::Dismissed => "was dismissed by the operator",
         SetChange::Restarted => "was removed: it started anew and is resynced first",
+        SetChange::Strange => {
+            "was removed: its disk is another one or went back in time, all of it is compared"
+        }
         SetChange::Invalidated => "was removed by the operator",
         SetChange::Synced => "is in sync",
     }
+}
+
+/// What is wrong with a disk that is not the one that was seen.
+pub(super) fn strange(why: Strange) -> &'static str {
+    match why {
+        Strange::Replaced => "has another disk than before: all of it is compared and made equal",
+        Strange::Recorded => {
+            "has a disk that the cluster does not trust (it was replaced or put back): all of it is compared and made equal"
+        }
+        Strange::WentBack => {
+            "has a disk that went back to an earlier state (a snapshot or an old copy was put back): \
+             all of it is compared and made equal"
+        }
+    }
+}
+
+/// Two lines of history.
+pub(super) fn split(peer: &str, ours: u64, theirs: u64) -> String {
+    format!(
+        "split: {peer} has another line of history ({theirs:016x}, here {ours:016x}); each keeps its data until the \
+         operator says which one stays: holdfast resolve RESOURCE --keep NODE"
+    )
 }
 
 fn names(cx: &Context, set: NodeSet) -> String {
@@ -262,6 +287,11 @@ pub(super) fn describe_replica(cx: &Context, note: &Note) -> (&'static str, Stri
             )
         }
         Note::Detached { peer } => ("detached", format!("{} is detached", cx.name(*peer))),
+        Note::Distrusted { peer, why } => (
+            "distrusted",
+            format!("{} {}", cx.name(*peer), strange(*why)),
+        ),
+        Note::Split { peer, ours, theirs } => ("split", split(&cx.name(*peer), *ours, *theirs)),
         Note::Resynced {
             peer,
             sent_bytes,

@@ -297,6 +297,7 @@ mod tests {
             let (spare, _end2) = UnixStream::pair().unwrap();
             let (mut a, mut b) = (lane(spare, Kind::Write), lane(end, Kind::Write));
             let ack = Frame::Ack {
+                log: 0,
                 stamp: Stamp {
                     epoch: Epoch(1),
                     session: SessionId(2),

@@ -55,6 +55,8 @@ fn store(me: NodeId) -> MemoryStore {
         log_slots: 16,
         log_floor: 0,
         peer_slots: [None; PEERS_MAX as usize],
+        seen: Default::default(),
+        found: Default::default(),
         update: 1,
     };
     for peer in both().without(me).iter() {
@@ -184,6 +186,8 @@ fn view(generation: u64, epoch: u64, primary: u8, in_sync: NodeSet) -> View {
         primary: Some(NodeId(primary)),
         in_sync,
         data_nodes: both(),
+        suspect: NodeSet::EMPTY,
+        lineage: 1,
     }
 }
 

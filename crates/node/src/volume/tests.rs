@@ -211,6 +211,8 @@ impl Bench {
             primary: Some(NodeId(1)),
             in_sync: NodeSet::EMPTY,
             data_nodes: NodeSet::EMPTY,
+            suspect: NodeSet::EMPTY,
+            lineage: 1,
         }));
         assert!(matches!(
             self.report(),

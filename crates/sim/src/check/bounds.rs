@@ -135,7 +135,7 @@ impl Bounds {
             Frame::Resynced { token, .. } => {
                 self.resync.remove(&(peer, *token));
             }
-            Frame::Ack { stamp, seq } => {
+            Frame::Ack { stamp, seq, .. } => {
                 if let Some(waiting) = self.frames.get_mut(&peer) {
                     waiting.remove(&(stamped(*stamp), seq.0));
                 }
@@ -237,6 +237,7 @@ mod tests {
         b.received(
             peer,
             &Frame::Resynced {
+                log: 0,
                 stamp: STAMP,
                 token: 0,
             },

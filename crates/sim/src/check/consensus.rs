@@ -77,6 +77,8 @@ mod tests {
             primary: None,
             in_sync: NodeSet(3),
             data_nodes: NodeSet(3),
+            suspect: NodeSet::EMPTY,
+            lineage: 1,
         };
         c.applied(NodeId(0), view).unwrap();
         c.applied(NodeId(1), view).unwrap();

@@ -37,6 +37,8 @@ fn make(node: u8) -> Made {
         log_slots: 4,
         log_floor: 0,
         peer_slots: Default::default(),
+        seen: Default::default(),
+        found: Default::default(),
         update: 1,
     };
     superblock.give_slot(NodeId(1 - node)).unwrap();

@@ -146,6 +146,7 @@ mod tests {
             resync: Default::default(),
             verify: None,
             peers: vec![PeerStatus {
+                trouble: None,
                 node: NodeId(1),
                 connected: true,
                 attached: true,

@@ -250,7 +250,7 @@ impl Order {
     ) -> Result<(), String> {
         let stored = &disk.stored.superblock;
         match frame {
-            Frame::Ack { stamp, seq } => match self.writes.remove(&key(*stamp, seq.0)) {
+            Frame::Ack { stamp, seq, .. } => match self.writes.remove(&key(*stamp, seq.0)) {
                 Some(received) => acknowledges(&received, g, disk, history).map_err(|e| {
                     format!(
                         "order: write {seq} of epoch {} is answered, {e}",
@@ -259,8 +259,8 @@ impl Order {
                 }),
                 None => Ok(()),
             },
-            Frame::Flushed { stamp, token } => self.flushed(key(*stamp, *token), disk),
-            Frame::CutDone { stamp, token } => {
+            Frame::Flushed { stamp, token, .. } => self.flushed(key(*stamp, *token), disk),
+            Frame::CutDone { stamp, token, .. } => {
                 self.flushed(key(*stamp, *token), disk)?;
                 match self.bitmaps.remove(&key(*stamp, *token)) {
                     Some(bitmaps) => bitmaps_durable(&bitmaps, disk.stable),

@@ -28,6 +28,8 @@ pub(crate) fn stored(active: &[u32]) -> Stored {
             log_slots: 4,
             log_floor: 0,
             peer_slots: Default::default(),
+            seen: Default::default(),
+            found: Default::default(),
             update: 1,
         },
         active: active.to_vec(),
@@ -89,6 +91,7 @@ fn answers_come_after_what_they_answer() {
         data: data.clone().into(),
     };
     let ack = Frame::Ack {
+        log: 0,
         stamp: STAMP,
         seq: Seq(1),
     };
@@ -125,6 +128,7 @@ fn answers_come_after_what_they_answer() {
         };
         o.sends(
             &Frame::Flushed {
+                log: 0,
                 stamp: STAMP,
                 token: 5,
             },
@@ -180,6 +184,7 @@ fn promises_runs_and_marks_are_durable_before_they_are_told() {
         };
         o.sends(
             &Frame::Attached {
+                log: 0,
                 stamp,
                 report: Vec::new(),
             },

@@ -92,6 +92,8 @@ mod tests {
             primary: Some(NodeId(primary)),
             in_sync: NodeSet(in_sync),
             data_nodes: NodeSet(7),
+            suspect: NodeSet::EMPTY,
+            lineage: 1,
         }
     }
 

@@ -1,8 +1,11 @@
 //! Bytes to frames. Everything a peer claims is checked before it is believed.
 
-use super::header::{DATA, FUA, Fields, Header, Kind, MEMBER, fold};
-use super::list::{self, BITMAP_HEAD_BYTES, HASH_BYTES, HELLO_BYTES, RANGE_BYTES};
-use super::{DATA_BYTES_MAX, HASHES_MAX, HEADER_BYTES, LIST_BYTES_MAX, LIST_RANGES_MAX, WireError};
+use super::header::{DATA, FUA, Fields, Header, Kind, MEMBER, fold, level_of};
+use super::list::{self, BITMAP_HEAD_BYTES, HASH_BYTES, HELLO_BYTES, RANGE_BYTES, SEEN_BYTES};
+use super::{
+    DATA_BYTES_MAX, HASHES_MAX, HEADER_BYTES, LIST_BYTES_MAX, LIST_RANGES_MAX, TEXT_BYTES_MAX,
+    WireError,
+};
 use crate::{Attach, Frame, Lane};
 use bytes::{Bytes, BytesMut};
 use holdfast_types::{BlockRange, Gen, Geometry, NODES_MAX, NodeSet, Seq, VolumeId};
@@ -182,7 +185,15 @@ impl Decoder {
                 });
             }
             Kind::Hello => HELLO_BYTES as u64,
-            Kind::Reconciled | Kind::Attached | Kind::Synced => {
+            Kind::Seen => {
+                list(NODES_MAX.into())?;
+                count * SEEN_BYTES as u64
+            }
+            Kind::Discarded => {
+                list(TEXT_BYTES_MAX)?;
+                count
+            }
+            Kind::Reconciled | Kind::Attached | Kind::Synced | Kind::Discard => {
                 list(LIST_RANGES_MAX)?;
                 count * RANGE_BYTES as u64
             }
@@ -254,6 +265,11 @@ impl Decoder {
                 stamp,
                 generation: Gen(token),
                 member: f.flags & MEMBER != 0,
+                lineage: f.first,
+                level: level_of(f.count).ok_or(WireError::Field {
+                    kind,
+                    field: "level",
+                })?,
             }),
             Kind::Write => Frame::Write {
                 stamp,
@@ -291,10 +307,41 @@ impl Decoder {
             Kind::Attached => Frame::Attached {
                 stamp,
                 report: list::get_ranges(kind, &payload, blocks)?,
+                log: f.first,
             },
-            Kind::Ack => Frame::Ack { stamp, seq },
-            Kind::Flushed => Frame::Flushed { stamp, token },
-            Kind::CutDone => Frame::CutDone { stamp, token },
+            Kind::Ack => Frame::Ack {
+                stamp,
+                seq,
+                log: f.first,
+            },
+            Kind::Flushed => Frame::Flushed {
+                stamp,
+                token,
+                log: f.first,
+            },
+            Kind::CutDone => Frame::CutDone {
+                stamp,
+                token,
+                log: f.first,
+            },
+            Kind::Seen => Frame::Seen {
+                stamp,
+                seen: list::get_seen(kind, &payload)?,
+            },
+            Kind::Discard => Frame::Discard {
+                stamp,
+                keep: token,
+                lost: f.first,
+                ranges: list::get_ranges(kind, &payload, blocks)?,
+            },
+            Kind::Discarded => Frame::Discarded {
+                stamp,
+                done: f.nodes == 1,
+                text: String::from_utf8(payload.to_vec()).map_err(|_| WireError::Field {
+                    kind,
+                    field: "text",
+                })?,
+            },
             Kind::NeedClose => Frame::NeedClose { stamp },
             Kind::Resync => {
                 let data = (f.flags & DATA != 0).then_some(payload);
@@ -305,7 +352,11 @@ impl Decoder {
                     data,
                 }
             }
-            Kind::Resynced => Frame::Resynced { stamp, token },
+            Kind::Resynced => Frame::Resynced {
+                stamp,
+                token,
+                log: f.first,
+            },
             Kind::Hash => Frame::Hash {
                 stamp,
                 token,

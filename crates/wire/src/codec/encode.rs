@@ -2,7 +2,7 @@
 
 use super::header::{Fields, Header, Kind, fold};
 use super::list::{self, BITMAP_RANGES_MAX};
-use super::{DATA_BYTES_MAX, HASHES_MAX, HEADER_BYTES, LIST_RANGES_MAX, WireError};
+use super::{DATA_BYTES_MAX, HASHES_MAX, HEADER_BYTES, LIST_RANGES_MAX, TEXT_BYTES_MAX, WireError};
 use crate::Frame;
 use bytes::Bytes;
 use holdfast_types::{NODES_MAX, VolumeId};
@@ -95,6 +95,19 @@ impl Encoder {
             Frame::Reconciled { ranges, .. } | Frame::Synced { ranges, .. } => {
                 limit(ranges.len(), LIST_RANGES_MAX)?;
                 list::put_ranges(out, ranges);
+            }
+            Frame::Seen { seen, .. } => {
+                limit(seen.len(), NODES_MAX.into())?;
+                list::put_seen(out, seen);
+            }
+            Frame::Discarded { text, .. } => {
+                limit(text.len(), TEXT_BYTES_MAX)?;
+                out.extend_from_slice(text.as_bytes());
+            }
+            Frame::Discard { ranges, .. } => {
+                let ranges = list::capped(ranges, LIST_RANGES_MAX);
+                fields.count = ranges.len() as u32;
+                list::put_ranges(out, &ranges);
             }
             Frame::Attached { report, .. } => {
                 let report = list::capped(report, LIST_RANGES_MAX);

@@ -5,7 +5,7 @@
 
 use super::{HEADER_BYTES, PROTOCOL_VERSION, WireError};
 use crate::{Frame, Refusal, Stamp};
-use holdfast_types::{BlockRange, Epoch, SessionId, VolumeId};
+use holdfast_types::{BlockRange, Epoch, Level, SessionId, VolumeId};
 
 pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"HFDF");
 /// Stable before the answer.
@@ -46,6 +46,7 @@ kinds! {
     Attached = 13, Ack = 14, Flushed = 15, CutDone = 16, NeedClose = 17,
     Resync = 18, Resynced = 19, Hash = 20, Hashes = 21,
     Synced = 0x50, Fetch = 0x51, Fetched = 0x52,
+    Seen = 0x70, Discard = 0x71, Discarded = 0x72,
 }
 
 impl Kind {
@@ -75,6 +76,9 @@ impl Kind {
             Frame::Synced { .. } => Self::Synced,
             Frame::Fetch { .. } => Self::Fetch,
             Frame::Fetched { .. } => Self::Fetched,
+            Frame::Seen { .. } => Self::Seen,
+            Frame::Discard { .. } => Self::Discard,
+            Frame::Discarded { .. } => Self::Discarded,
         }
     }
 }
@@ -141,6 +145,11 @@ impl Fields {
                 Refusal::Gap => Self { count: 2, ..none },
                 Refusal::NoDisk => Self { count: 3, ..none },
                 Refusal::DiskFailed => Self { count: 4, ..none },
+                Refusal::Lineage(lineage) => Self {
+                    count: 5,
+                    first: lineage,
+                    ..none
+                },
             },
             Frame::Ping { token } | Frame::Pong { token } => Self {
                 token: *token,
@@ -148,6 +157,8 @@ impl Fields {
             },
             Frame::Attach(a) => Self {
                 flags: if a.member { MEMBER } else { 0 },
+                first: a.lineage,
+                count: level_code(a.level),
                 ..token(&a.stamp, a.generation.0)
             },
             Frame::Write {
@@ -184,15 +195,53 @@ impl Fields {
                 nodes: node.0,
                 ..stamped(stamp)
             },
-            Frame::Attached { stamp, report } => Self {
+            Frame::Attached { stamp, report, log } => Self {
                 count: entries(report.len())?,
+                first: *log,
                 ..stamped(stamp)
             },
-            Frame::Ack { stamp, seq } => token(stamp, seq.0),
-            Frame::Flush { stamp, token: t }
-            | Frame::Flushed { stamp, token: t }
-            | Frame::CutDone { stamp, token: t }
-            | Frame::Resynced { stamp, token: t } => token(stamp, *t),
+            Frame::Ack { stamp, seq, log } => Self {
+                first: *log,
+                ..token(stamp, seq.0)
+            },
+            Frame::Flush { stamp, token: t } => token(stamp, *t),
+            Frame::Flushed {
+                stamp,
+                token: t,
+                log,
+            }
+            | Frame::CutDone {
+                stamp,
+                token: t,
+                log,
+            }
+            | Frame::Resynced {
+                stamp,
+                token: t,
+                log,
+            } => Self {
+                first: *log,
+                ..token(stamp, *t)
+            },
+            Frame::Seen { stamp, seen } => Self {
+                count: entries(seen.len())?,
+                ..stamped(stamp)
+            },
+            Frame::Discard {
+                stamp,
+                keep,
+                lost,
+                ranges,
+            } => Self {
+                first: *lost,
+                count: entries(ranges.len())?,
+                ..token(stamp, *keep)
+            },
+            Frame::Discarded { stamp, done, text } => Self {
+                nodes: u8::from(*done),
+                count: entries(text.len())?,
+                ..stamped(stamp)
+            },
             Frame::NeedClose { stamp } => stamped(stamp),
             Frame::Resync {
                 stamp,
@@ -249,6 +298,7 @@ impl Fields {
             2 => Refusal::Gap,
             3 => Refusal::NoDisk,
             4 => Refusal::DiskFailed,
+            5 => Refusal::Lineage(self.first),
             _ => return None,
         })
     }
@@ -336,6 +386,23 @@ impl Header {
             payload_crc: (!absent).then_some(payload_crc),
         })
     }
+}
+
+pub(super) const fn level_code(level: Level) -> u32 {
+    match level {
+        Level::C => 0,
+        Level::B => 1,
+        Level::A => 2,
+    }
+}
+
+pub(super) const fn level_of(code: u32) -> Option<Level> {
+    Some(match code {
+        0 => Level::C,
+        1 => Level::B,
+        2 => Level::A,
+        _ => return None,
+    })
 }
 
 /// A volume's id in four bytes.

@@ -4,7 +4,8 @@ use super::header::{u32_at, u64_at};
 use super::{LIST_RANGES_MAX, WireError};
 use crate::Hello;
 use holdfast_types::{
-    BlockRange, DiskState, Epoch, Geometry, Incarnation, NODES_MAX, NodeId, Run, VolumeId,
+    BlockRange, DiskState, Epoch, Geometry, Incarnation, NODES_MAX, NodeId, RUNS_KEPT, Run, Seen,
+    VolumeId,
 };
 use std::borrow::Cow;
 
@@ -17,7 +18,9 @@ pub(super) const BITMAP_HEAD_BYTES: usize = 5;
 /// Ranges of one bitmap of a cut at the most, so that all of them fit into one frame.
 pub(super) const BITMAP_RANGES_MAX: usize = LIST_RANGES_MAX / NODES_MAX as usize;
 /// Bytes of Hello.
-pub(super) const HELLO_BYTES: usize = 64;
+pub(super) const HELLO_BYTES: usize = 64 + 8 * RUNS_KEPT;
+/// Bytes of one entry of Seen: node, incarnation, run, log number.
+pub(super) const SEEN_BYTES: usize = 25;
 
 /// At most `max` ranges that together cover at least the blocks of `ranges`, sorted and disjoint: overlapping and
 /// touching ones become one, then those with the smallest gaps between them. Right
@@ -174,6 +177,36 @@ pub(super) fn get_hashes(bytes: &[u8]) -> Vec<u128> {
         .collect()
 }
 
+pub(super) fn put_seen(out: &mut Vec<u8>, seen: &[(NodeId, Seen)]) {
+    for (node, s) in seen {
+        out.push(node.0);
+        out.extend_from_slice(&s.incarnation.0.to_le_bytes());
+        out.extend_from_slice(&s.run.0.to_le_bytes());
+        out.extend_from_slice(&s.log.to_le_bytes());
+    }
+}
+
+/// The caller has checked the length.
+pub(super) fn get_seen(kind: &'static str, bytes: &[u8]) -> Result<Vec<(NodeId, Seen)>, WireError> {
+    let mut all: Vec<(NodeId, Seen)> = Vec::new();
+    for b in bytes.as_chunks::<SEEN_BYTES>().0 {
+        let node = get_node(kind, b[0])?;
+        if all.iter().any(|(n, _)| *n == node) {
+            return Err(WireError::Field {
+                kind,
+                field: "node, named twice",
+            });
+        }
+        let seen = Seen {
+            incarnation: Incarnation(u64_at(b, 1)),
+            run: Run(u64_at(b, 9)),
+            log: u64_at(b, 17),
+        };
+        all.push((node, seen));
+    }
+    Ok(all)
+}
+
 pub(super) fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
     out.push(hello.node.0);
     out.push(match hello.disk {
@@ -193,7 +226,10 @@ pub(super) fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
     out.extend_from_slice(&hello.incarnation.0.to_le_bytes());
     out.extend_from_slice(&hello.run.0.to_le_bytes());
     out.extend_from_slice(&hello.promised.0.to_le_bytes());
-    out.extend_from_slice(&hello.log_number.to_le_bytes());
+    out.extend_from_slice(&hello.lineage.to_le_bytes());
+    for found in hello.found {
+        out.extend_from_slice(&found.to_le_bytes());
+    }
 }
 
 /// The caller has checked the length.
@@ -224,7 +260,8 @@ pub(super) fn get_hello(kind: &'static str, b: &[u8]) -> Result<Hello, WireError
         incarnation: Incarnation(u64_at(b, 32)),
         run: Run(u64_at(b, 40)),
         promised: Epoch(u64_at(b, 48)),
-        log_number: u64_at(b, 56),
+        lineage: u64_at(b, 56),
+        found: std::array::from_fn(|run| u64_at(b, 64 + 8 * run)),
     })
 }
 

@@ -10,8 +10,8 @@ use super::{Decoder, Encoder, HEADER_BYTES, WireError};
 use crate::{Attach, Frame, Hello, Lane, Refusal, Stamp};
 use bytes::{Bytes, BytesMut};
 use holdfast_types::{
-    BlockRange, DiskState, Epoch, Gen, Geometry, Incarnation, NodeId, NodeSet, Run, Seq, SessionId,
-    VolumeId,
+    BlockRange, DiskState, Epoch, Gen, Geometry, Incarnation, Level, NodeId, NodeSet, Run, Seen,
+    Seq, SessionId, VolumeId,
 };
 use proptest::prelude::*;
 
@@ -87,6 +87,14 @@ fn with_data(range: BlockRange, fill: u8) -> Bytes {
         .collect()
 }
 
+fn seen(incarnation: u64, run: u64, log: u64) -> Seen {
+    Seen {
+        incarnation: Incarnation(incarnation),
+        run: Run(run),
+        log,
+    }
+}
+
 fn hello() -> impl Strategy<Value = Frame> {
     let disk = prop_oneof![
         Just(DiskState::Diskless),
@@ -96,7 +104,7 @@ fn hello() -> impl Strategy<Value = Frame> {
         Just(DiskState::UpToDate)
     ];
     let sizes = (any::<u32>(), any::<u64>(), any::<u32>(), any::<u32>());
-    (node(), disk, any::<bool>(), sizes, any::<[u64; 5]>()).prop_map(
+    (node(), disk, any::<bool>(), sizes, any::<[u64; 6]>()).prop_map(
         |(node, disk, unclean, sizes, n)| {
             Frame::Hello(Hello {
                 node,
@@ -112,7 +120,8 @@ fn hello() -> impl Strategy<Value = Frame> {
                 promised: Epoch(n[3]),
                 disk,
                 log_slots: sizes.3,
-                log_number: n[4],
+                found: [n[4]; 8],
+                lineage: n[5],
             })
         },
     )
@@ -124,7 +133,8 @@ fn write_lane() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(|e| Refusal::Promised(Epoch(e))),
         Just(Refusal::Gap),
         Just(Refusal::NoDisk),
-        Just(Refusal::DiskFailed)
+        Just(Refusal::DiskFailed),
+        any::<u64>().prop_map(Refusal::Lineage)
     ];
     let bitmaps = prop::collection::btree_map(0..8u8, ranges(), 0..8).prop_map(|map| {
         map.into_iter()
@@ -136,13 +146,21 @@ fn write_lane() -> impl Strategy<Value = Frame> {
         refusal.prop_map(|why| Frame::Refuse { why }),
         any::<u64>().prop_map(|token| Frame::Ping { token }),
         any::<u64>().prop_map(|token| Frame::Pong { token }),
-        (stamp(), any::<u64>(), any::<bool>()).prop_map(|(stamp, g, member)| Frame::Attach(
-            Attach {
-                stamp,
-                generation: Gen(g),
-                member
-            }
-        )),
+        (
+            stamp(),
+            any::<[u64; 2]>(),
+            any::<bool>(),
+            prop_oneof![Just(Level::A), Just(Level::B), Just(Level::C)]
+        )
+            .prop_map(
+                |(stamp, [g, lineage], member, level)| Frame::Attach(Attach {
+                    stamp,
+                    generation: Gen(g),
+                    member,
+                    lineage,
+                    level
+                })
+            ),
         (stamp(), seq(), range(), any::<bool>(), any::<u8>()).prop_map(
             |(stamp, seq, range, fua, fill)| {
                 Frame::Write {
@@ -178,10 +196,46 @@ fn write_lane() -> impl Strategy<Value = Frame> {
             node,
             ranges
         }),
-        (stamp(), ranges()).prop_map(|(stamp, report)| Frame::Attached { stamp, report }),
-        (stamp(), seq()).prop_map(|(stamp, seq)| Frame::Ack { stamp, seq }),
-        (stamp(), any::<u64>()).prop_map(|(stamp, token)| Frame::Flushed { stamp, token }),
-        (stamp(), any::<u64>()).prop_map(|(stamp, token)| Frame::CutDone { stamp, token }),
+        (stamp(), ranges(), any::<u64>()).prop_map(|(stamp, report, log)| Frame::Attached {
+            stamp,
+            report,
+            log
+        }),
+        (stamp(), seq(), any::<u64>()).prop_map(|(stamp, seq, log)| Frame::Ack { stamp, seq, log }),
+        (stamp(), any::<[u64; 2]>()).prop_map(|(stamp, [token, log])| Frame::Flushed {
+            stamp,
+            token,
+            log
+        }),
+        (stamp(), any::<[u64; 2]>()).prop_map(|(stamp, [token, log])| Frame::CutDone {
+            stamp,
+            token,
+            log
+        }),
+        (
+            stamp(),
+            prop::collection::btree_map(0..8u8, any::<[u64; 3]>(), 0..8)
+        )
+            .prop_map(|(stamp, map)| Frame::Seen {
+                stamp,
+                seen: map
+                    .into_iter()
+                    .map(|(n, [i, r, log])| (NodeId(n), seen(i, r, log)))
+                    .collect(),
+            }),
+        (stamp(), any::<[u64; 2]>(), ranges()).prop_map(|(stamp, [keep, lost], ranges)| {
+            Frame::Discard {
+                stamp,
+                keep,
+                lost,
+                ranges,
+            }
+        }),
+        (stamp(), any::<bool>(), ".{0,40}").prop_map(|(stamp, done, text)| Frame::Discarded {
+            stamp,
+            done,
+            text
+        }),
         stamp().prop_map(|stamp| Frame::NeedClose { stamp }),
     ]
 }
@@ -199,7 +253,11 @@ fn bulk_lane() -> impl Strategy<Value = Frame> {
                 }
             }
         ),
-        (stamp(), any::<u64>()).prop_map(|(stamp, token)| Frame::Resynced { stamp, token }),
+        (stamp(), any::<[u64; 2]>()).prop_map(|(stamp, [token, log])| Frame::Resynced {
+            stamp,
+            token,
+            log
+        }),
         (stamp(), any::<u64>(), range()).prop_map(|(stamp, token, range)| Frame::Hash {
             stamp,
             token,
@@ -261,7 +319,8 @@ fn samples() -> Vec<(&'static str, Frame)> {
                 promised: Epoch(0x7172),
                 disk: DiskState::Outdated,
                 log_slots: 127,
-                log_number: 0x8182,
+                found: [0xa8, 0xa7, 0xa6, 0xa5, 0xa4, 0xa3, 0xa2, 0xa1],
+                lineage: 0x9192,
             }),
         ),
         (
@@ -291,6 +350,8 @@ fn samples() -> Vec<(&'static str, Frame)> {
                 stamp,
                 generation: Gen(9),
                 member: true,
+                lineage: 0x9192,
+                level: Level::C,
             }),
         ),
         (
@@ -299,6 +360,8 @@ fn samples() -> Vec<(&'static str, Frame)> {
                 stamp,
                 generation: Gen(9),
                 member: false,
+                lineage: 0x9192,
+                level: Level::B,
             }),
         ),
         (
@@ -367,6 +430,64 @@ fn samples() -> Vec<(&'static str, Frame)> {
             Frame::Attached {
                 stamp,
                 report: ranges.clone(),
+                log: 0x8182,
+            },
+        ),
+        (
+            "ack",
+            Frame::Ack {
+                stamp,
+                seq,
+                log: 0x8182,
+            },
+        ),
+        (
+            "flushed",
+            Frame::Flushed {
+                stamp,
+                token,
+                log: 0x8182,
+            },
+        ),
+        (
+            "cut-done",
+            Frame::CutDone {
+                stamp,
+                token,
+                log: 0x8182,
+            },
+        ),
+        (
+            "seen",
+            Frame::Seen {
+                stamp,
+                seen: vec![
+                    (NodeId(0), seen(0x51, 0x52, 0x53)),
+                    (NodeId(4), seen(0x61, 0x62, 0x63)),
+                ],
+            },
+        ),
+        (
+            "discard",
+            Frame::Discard {
+                stamp,
+                keep: 0x9192,
+                lost: 0xa1a2,
+                ranges: ranges.clone(),
+            },
+        ),
+        (
+            "discarded",
+            Frame::Discarded {
+                stamp,
+                done: true,
+                text: "saved".into(),
+            },
+        ),
+        (
+            "refuse-lineage",
+            Frame::Refuse {
+                why: Refusal::Lineage(0xa1a2),
             },
         ),
         (
@@ -377,9 +498,6 @@ fn samples() -> Vec<(&'static str, Frame)> {
                 ranges,
             },
         ),
-        ("ack", Frame::Ack { stamp, seq }),
-        ("flushed", Frame::Flushed { stamp, token }),
-        ("cut-done", Frame::CutDone { stamp, token }),
         ("need-close", Frame::NeedClose { stamp }),
         (
             "resync",
@@ -399,7 +517,14 @@ fn samples() -> Vec<(&'static str, Frame)> {
                 data: None,
             },
         ),
-        ("resynced", Frame::Resynced { stamp, token }),
+        (
+            "resynced",
+            Frame::Resynced {
+                stamp,
+                token,
+                log: 0x8182,
+            },
+        ),
         (
             "hash",
             Frame::Hash {

@@ -34,6 +34,11 @@ impl Primary {
             connected: link.up,
             attached,
             disk,
+            trouble: link.trouble.or(self
+                .distrusted
+                .get(&node)
+                .copied()
+                .map(crate::Trouble::Strange)),
             out_of_sync_bytes: ctx.bits.dirty(node).count() * block,
             resync_sent_bytes: session.map_or(0, |s| s.sent_bytes),
             resync_zero_bytes: session.map_or(0, |s| s.zero_blocks * block),

@@ -125,6 +125,8 @@ impl Stage {
             primary: None,
             in_sync,
             data_nodes: all,
+            suspect: NodeSet::EMPTY,
+            lineage: 1,
         };
         let mut stage = Self {
             off,
@@ -550,6 +552,8 @@ impl Site {
             log_slots: LOG_SLOTS,
             log_floor: 0,
             peer_slots: [None; 7],
+            seen: Default::default(),
+            found: Default::default(),
             update: 0,
         };
         for peer in all.without(node(n)).iter() {

@@ -71,6 +71,7 @@ fn over_long_lists() {
     let Frame::Attached { report, .. } = decode(&Frame::Attached {
         stamp,
         report: long.clone(),
+        log: 0,
     }) else {
         panic!("another frame")
     };

@@ -7,7 +7,8 @@
 //! Invariants
 //! - one superblock write at a time; each is numbered, and what waits for it is done in order;
 //! - `writes_in_flight` counts data writes submitted to the local disk and not ended (rule 18);
-//! - a save ends only when every bit set before it began is on disk.
+//! - a save ends only when every bit set before it began is on disk;
+//! - a peer's slot is on disk only after its first bits are.
 
 use crate::activity::{ActivityLog, Step};
 use crate::bits::Bits;
@@ -96,7 +97,7 @@ pub(crate) enum After {
     Open(Life),
     /// The cut of this number (the secondary's own) may be answered.
     Cut(u64),
-    /// The bits of replicas that came are saved: their slots may be.
+    /// Nothing, but not to be left out because of a save that began earlier.
     Placed,
 }
 
@@ -186,6 +187,9 @@ pub(crate) struct Ctx {
     pub(crate) writes_in_flight: u32,
     ios: BTreeMap<IoId, Purpose>,
     next_io: u64,
+    /// Nodes whose slot is not to be on disk yet, and the save that brings its bits. Until then the slot holds what an
+    /// earlier replica of that node lacked, and without the slot the next start takes all for dirty.
+    unplaced: BTreeMap<NodeId, u64>,
     superblock_writing: bool,
     superblock_waits: Vec<After>,
     superblock_next: Vec<After>,
@@ -253,6 +257,7 @@ impl Ctx {
             writes_in_flight: 0,
             ios: BTreeMap::new(),
             next_io: 1,
+            unplaced: BTreeMap::new(),
             superblock_writing: false,
             superblock_waits: Vec::new(),
             superblock_next: Vec::new(),
@@ -275,8 +280,7 @@ impl Ctx {
     }
 
     /// Goes by another set of data nodes. Whoever came lacks everything until it is compared; whoever went is
-    /// forgotten, and its slot is free. The bits are saved first: a slot without them would speak of an earlier
-    /// replica of that node, and a bitmap without slot counts as all dirty.
+    /// forgotten, and its slot is free.
     ///
     /// The role has let go of whoever went.
     pub(crate) fn place(&mut self, data_nodes: NodeSet) {
@@ -289,12 +293,14 @@ impl Ctx {
             self.links.remove(&node);
             self.bits.forget(node);
             self.superblock.free_slot(node);
+            self.unplaced.remove(&node);
         }
         self.cfg.data_nodes = new.with(self.cfg.me);
         for node in new.minus(old).iter() {
             self.superblock
                 .give_slot(node)
                 .expect("there are as many slots as other nodes");
+            self.unplaced.insert(node, self.next_save);
             self.bits.add(node, &self.layout);
             self.links.insert(node, Link::new(self.now));
             if self.strangers.has(node) {
@@ -302,7 +308,14 @@ impl Ctx {
                 self.out.push(Action::Disconnect { peer: node });
             }
         }
+        self.store(After::Nothing);
         self.save_bits(Unsaved::Set, After::Placed);
+    }
+
+    /// A replica just started that knows of these nodes by its configuration only.
+    pub(crate) fn slots_are_new(&mut self, nodes: NodeSet) {
+        let save = self.next_save;
+        self.unplaced.extend(nodes.iter().map(|n| (n, save)));
     }
 
     /// Is this rule switched off (by a test)?
@@ -555,7 +568,11 @@ impl Ctx {
         }
         self.superblock_writing = true;
         self.superblock_waits = waits;
-        let (offset, data) = self.superblock.write(&self.layout);
+        let mut superblock = self.superblock.clone();
+        for &node in self.unplaced.keys() {
+            superblock.free_slot(node);
+        }
+        let (offset, data) = superblock.write(&self.layout);
         self.disk(
             Purpose::Superblock,
             DiskOp::Write {
@@ -601,6 +618,11 @@ impl Ctx {
         while let Some(save) = self.saves.front().cloned() {
             if save.left == 0 {
                 self.saves.pop_front();
+                let slots = self.unplaced.len();
+                self.unplaced.retain(|_, bits| *bits > save.number);
+                if self.unplaced.len() < slots {
+                    self.store(After::Nothing);
+                }
                 self.wakes.push_back(Wake::Saved(save.after));
                 continue;
             }

@@ -108,6 +108,7 @@ impl Replica {
             superblock.boot_id = boot_id;
         }
         let others = cfg.data_nodes.without(cfg.me);
+        let new = others.minus(superblock.data_nodes());
         for node in others.iter() {
             superblock.give_slot(node)?;
         }
@@ -126,6 +127,7 @@ impl Replica {
             cfg, now, boot_id, superblock, layout, bits, activity, unclean,
         );
         ctx.log.set_passing(ctx.off(Rule::SlotsInOrder));
+        ctx.slots_are_new(new);
         // First of all the run: whoever hears of this life must be able to tell it from the last.
         ctx.store(After::Start);
         let state = State::Starting {
@@ -515,7 +517,6 @@ impl Replica {
             return;
         }
         if let Wake::Saved(After::Placed) = wake {
-            self.ctx.store(After::Nothing);
             return;
         }
         match &mut self.state {

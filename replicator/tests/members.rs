@@ -3,6 +3,7 @@
 mod common;
 
 use common::Cluster;
+use common::power::Rng;
 use holdfast_replicator::{Event, FromControl, Note, RequestError};
 use holdfast_types::{NodeId, NodeSet};
 
@@ -174,4 +175,93 @@ fn a_dismissed_member_leaves_the_set_and_stays_out() {
     c.event(0, Event::Control(FromControl::Dismiss { peer: me }));
     c.settle();
     assert!(c.view.in_sync.has(me), "never the primary itself");
+}
+
+/// Member 2 stopped cleanly, left, and lacks everything that was written since. It came back, and most of that is
+/// resynced: the members are about to be told. Then it goes again.
+fn most_of_it_is_resynced(c: &mut Cluster) {
+    c.promote(0);
+    c.event(2, Event::Control(FromControl::Stop));
+    c.settle();
+    c.kill(2);
+    c.pass(1000);
+    for b in 0..64 {
+        c.write(0, b, 1);
+        c.settle();
+    }
+    c.pass(3000);
+    c.start_without_settling(2);
+    let lacking = |c: &Cluster| {
+        let status = c.sites[0].replica.as_ref().unwrap().status();
+        let of = status.peers.iter().find(|p| p.node == NodeId(2)).unwrap();
+        of.out_of_sync_bytes / 64
+    };
+    while lacking(c) > 8 {
+        assert!(c.one());
+    }
+    c.kill(2);
+    assert_eq!(c.sites[2].disk[0], 1, "block 0 was resynced");
+}
+
+/// News of what was resynced is older than the close that a member gets when it reconnects (rule 17).
+#[test]
+fn a_member_that_reconnects_keeps_the_bits_of_the_latest_closes() {
+    let mut c = Cluster::new(3, &[0, 1, 2]);
+    most_of_it_is_resynced(&mut c);
+    let w = c.write(0, 0, 9);
+    c.settle();
+    assert!(c.acked(0, w));
+    c.cut(1);
+    c.connect(0, 1);
+    c.settle();
+    c.pass(200);
+    c.kill(0);
+    c.promote(1);
+    c.pass(1000);
+    c.start(2);
+    c.pass(3000);
+    assert!(c.view.in_sync.has(NodeId(2)));
+    let bytes = 64 * 64;
+    assert!(c.sites[1].disk[..bytes] == c.sites[2].disk[..bytes]);
+}
+
+/// A replica is added where an earlier one of the same node was, whose bitmap is still on the disk and says that it
+/// lacks nothing. Whatever else stores the superblock in the meantime, and whatever of it a loss of power leaves.
+#[test]
+fn a_slot_is_on_disk_only_after_its_bits() {
+    for seed in 0..200 {
+        let mut c = Cluster::new(2, &[0, 1]);
+        c.promote(0);
+        c.event(1, Event::Control(FromControl::Stop));
+        c.settle();
+        c.kill(1);
+        c.view.in_sync = set(&[0]);
+        c.place(&[0]);
+        for b in 0..64 {
+            c.write(0, b, 5);
+            c.settle();
+        }
+        let mut rng = Rng(seed);
+        let steps = rng.below(12);
+        c.chance = Some(rng);
+        c.place_without_settling(&[0, 1]);
+        let epoch = c.view.epoch.next();
+        c.event(0, Event::Control(FromControl::Promise { epoch }));
+        for _ in 0..steps {
+            c.any();
+        }
+        c.sites[0].drop_queue_io();
+        c.kill(0);
+        c.chance = None;
+        c.start(0);
+        c.promote(0);
+        c.start(1);
+        c.pass(3000);
+        assert_eq!(c.view.in_sync, set(&[0, 1]), "seed {seed}");
+        let bytes = 64 * 64;
+        assert!(
+            c.sites[0].disk[..bytes] == c.sites[1].disk[..bytes],
+            "seed {seed}: the added replica lacks what nobody knows of"
+        );
+    }
 }

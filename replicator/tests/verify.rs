@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::power::Rng;
 use common::{BLOCK, Cluster};
 use holdfast_replicator::{Event, FromControl, Note, Repair, VerifyOrder, VerifyReport};
 use holdfast_types::{BlockRange, NodeId, NodeSet};
@@ -14,6 +15,13 @@ fn cluster(nodes: usize) -> Cluster {
         c.write(0, b, b as u8 + 1);
         c.settle();
     }
+    c
+}
+
+/// Bulk work goes on at once, without a tick: the application rests.
+fn rested(nodes: usize) -> Cluster {
+    let mut c = cluster(nodes);
+    c.pass(3000);
     c
 }
 
@@ -211,4 +219,70 @@ fn a_repair_that_is_interrupted_leaves_no_half_done_block_behind() {
         c.assert_equal(0, 2);
         c.assert_equal(1, 2);
     }
+}
+
+#[test]
+fn a_repair_whose_members_are_lost_is_given_up_and_the_volume_serves_on() {
+    for steps in (0..400).step_by(7) {
+        let mut c = rested(2);
+        (0..48).for_each(|b| rot(&mut c, 1, b));
+        start(&mut c, Some(Repair::Source(NodeId(0))));
+        for _ in 0..steps {
+            c.one();
+        }
+        c.kill(1);
+        c.pass(3000);
+        report(&mut c);
+        for b in 0..64 {
+            let w = c.write(0, b, 7);
+            c.settle();
+            assert!(c.acked(0, w), "block {b} after {steps} steps");
+        }
+    }
+}
+
+/// The primary's blocks 8 and 10 come from member 1, which is lost when one of them is on its way to the disk. The
+/// application's next write of that block must come after it.
+#[test]
+fn a_repair_under_way_keeps_its_blocks_when_the_source_of_others_is_lost() {
+    for seed in 0..600 {
+        let mut c = cluster(3);
+        c.write(0, 8, 9);
+        c.settle();
+        c.pass(3000);
+        rot(&mut c, 0, 8);
+        rot(&mut c, 2, 9);
+        rot(&mut c, 0, 10);
+        let mut rng = Rng(seed);
+        let before = rng.below(120);
+        c.chance = Some(rng);
+        start(&mut c, Some(Repair::Majority));
+        for _ in 0..before {
+            c.any();
+        }
+        c.kill(1);
+        let writes = [c.write(0, 8, 0xEE), c.write(0, 10, 0xEE)];
+        c.pass(1500);
+        assert!(writes.iter().all(|&w| c.acked(0, w)), "seed {seed}");
+        for b in [8, 10] {
+            assert_eq!(c.read(0, b), 0xEE, "seed {seed}: block {b} of the primary");
+            assert_eq!(c.sites[2].disk[b as usize * BLOCK + 5], 0xEE, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn what_was_not_fetched_is_not_told_as_repaired() {
+    let mut c = rested(2);
+    (0..8).for_each(|b| rot(&mut c, 0, b));
+    start(&mut c, Some(Repair::Source(NodeId(1))));
+    // Its answers to the questions for hashes go out, those to the fetches do not.
+    while !c.fetching() {
+        assert!(c.one());
+    }
+    c.kill(1);
+    c.pass(3000);
+    let told = report(&mut c);
+    let rotten = (0..8).filter(|b| c.sites[0].disk[b * BLOCK + 5] != *b as u8 + 1);
+    assert_eq!(told.repaired_blocks(), 8 - rotten.count() as u64);
 }

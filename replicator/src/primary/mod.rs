@@ -428,6 +428,8 @@ impl Primary {
             self.slow_at.remove(&peer);
             self.heard = self.heard.without(peer);
             self.invalidate = self.invalidate.without(peer);
+            // It says nothing of a replica that takes its place.
+            self.synced.remove(&peer);
         }
         ctx.place(data_nodes);
     }

@@ -143,6 +143,12 @@ impl Cluster {
     }
 
     pub fn start(&mut self, n: usize) {
+        self.start_without_settling(n);
+        self.settle();
+    }
+
+    /// It runs and greets the others.
+    pub fn start_without_settling(&mut self, n: usize) {
         let site = &mut self.sites[n];
         let (offset, len) = superblock_range(STORE_BYTES as u64).unwrap();
         let located = locate(
@@ -171,7 +177,6 @@ impl Cluster {
         for other in 0..self.sites.len() {
             self.connect(n, other);
         }
-        self.settle();
     }
 
     /// Commits other data nodes (and the in-sync set as it stands in the view).
@@ -471,6 +476,12 @@ impl Cluster {
         true
     }
 
+    /// Is a question for blocks on its way?
+    pub fn fetching(&self) -> bool {
+        let fetch = |f: &holdfast_wire::Frame| matches!(f, holdfast_wire::Frame::Fetch { .. });
+        self.frames.iter().any(|(_, _, frame)| fetch(frame))
+    }
+
     /// One step; false if nothing moved.
     pub fn one(&mut self) -> bool {
         for n in 0..self.sites.len() {
@@ -685,6 +696,7 @@ impl Site {
         Bytes::new()
     }
 
+    /// Power is lost before any of the operations under way reaches the disk.
     pub fn drop_queue_io(&mut self) {
         self.queue.clear();
         self.slow = false;

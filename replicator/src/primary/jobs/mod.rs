@@ -203,7 +203,17 @@ impl Primary {
                 asked
             }
             Kind::Verify => self.verified_now(),
-            Kind::Repair => self.attached_members(ctx),
+            Kind::Repair => {
+                let here = self.attached_members(ctx);
+                if here.is_empty() {
+                    // Nobody left to compare with since the verify found it.
+                    if let Some(job) = self.take_job(ctx, id) {
+                        self.repair_given_up(&job);
+                    }
+                    return;
+                }
+                here
+            }
             Kind::Resync(peer) => {
                 let parts = self.lacking_in(ctx, peer, range);
                 let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
@@ -352,10 +362,7 @@ impl Primary {
             .filter(|(_, j)| match j.kind {
                 Kind::Resync(p) => p == peer,
                 Kind::Verify => false,
-                Kind::Reconcile => j.asked.has(peer) && !j.copying,
-                Kind::Repair => {
-                    (j.asked.has(peer) && !j.copying) || j.fixes.values().any(|f| f.from == peer)
-                }
+                Kind::Reconcile | Kind::Repair => j.asked.has(peer) && !j.copying,
             })
             .map(|(&id, _)| id)
             .collect();
@@ -365,6 +372,7 @@ impl Primary {
                 self.repair_given_up(&job);
             }
         }
+        self.fetches_lost(ctx, peer);
     }
 }
 

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 pub(super) struct Fix {
     pub(super) from: NodeId,
     range: BlockRange,
+    /// Whose copies differ from it.
+    wrong: NodeSet,
     /// What the fetched blocks must hash to.
     hashes: Vec<u128>,
     data: Option<Bytes>,
@@ -100,26 +102,28 @@ impl Primary {
             match verdict {
                 Verdict::Equal => {}
                 Verdict::Undecided(among) => self.judged(ctx, among, run, false),
-                Verdict::From(source, wrong) => {
-                    if source == ctx.me() {
-                        push.push(run);
-                    } else {
-                        fetch.push((source, run));
-                    }
-                    self.judged(ctx, wrong, run, true);
-                    ctx.note(Note::Repaired {
-                        range: run,
-                        source,
-                        wrong,
-                    });
+                Verdict::From(source, wrong) if source == ctx.me() => {
+                    push.push(run);
+                    self.repaired(ctx, run, source, wrong);
                 }
+                Verdict::From(source, wrong) => fetch.push((source, run, wrong)),
             }
         }
-        for (from, run) in fetch {
-            self.fetch(ctx, id, from, run, compared);
+        for (from, run, wrong) in fetch {
+            self.fetch(ctx, id, run, (from, wrong), compared);
         }
         self.push(ctx, id, compared, &push);
         self.try_end_repair(ctx, id);
+    }
+
+    /// A write is on its way that makes these blocks equal.
+    fn repaired(&mut self, ctx: &mut Ctx, range: BlockRange, source: NodeId, wrong: NodeSet) {
+        self.judged(ctx, wrong, range, true);
+        ctx.note(Note::Repaired {
+            range,
+            source,
+            wrong,
+        });
     }
 
     /// Counts for the report. A wrong primary counts with the peers that showed it.
@@ -142,11 +146,12 @@ impl Primary {
         &mut self,
         ctx: &mut Ctx,
         id: JobId,
-        from: NodeId,
         run: BlockRange,
+        (from, wrong): (NodeId, NodeSet),
         compared: &Compared,
     ) {
         let Some(stamp) = self.attached_session(from).map(|s| s.stamp) else {
+            self.judged(ctx, wrong, run, false);
             return;
         };
         let at = compared.at(run.first);
@@ -156,6 +161,7 @@ impl Primary {
         let fix = Fix {
             from,
             range: run,
+            wrong,
             hashes,
             data: None,
         };
@@ -191,13 +197,9 @@ impl Primary {
         let hashes = crate::hash::hash_blocks(&data, ctx.layout.geometry.block_bytes);
         if hashes != fix.hashes {
             // Its disk does not say twice the same: not a copy to repair from.
-            let Some(&id) = self.jobs.tokens.get(&token) else {
-                return;
-            };
-            if let Some(job) = self.take_job(ctx, id) {
-                self.repair_given_up(&job);
+            if let Some(id) = self.unfetched(ctx, token) {
+                self.try_end_repair(ctx, id);
             }
-            self.pump_jobs(ctx);
             return;
         }
         fix.data = Some(data);
@@ -212,25 +214,65 @@ impl Primary {
     pub(in crate::primary) fn fix_logged(&mut self, ctx: &mut Ctx, token: u64, range: BlockRange) {
         let id = self.jobs.tokens.remove(&token);
         let job = id.and_then(|id| Some((id, self.jobs.all.get_mut(&id)?)));
-        let Some((id, data)) =
-            job.and_then(|(id, job)| Some((id, job.fixes.remove(&token)?.data?)))
+        let fix = job.and_then(|(id, job)| Some((id, job.fixes.remove(&token)?)));
+        let Some((
+            id,
+            Fix {
+                from,
+                wrong,
+                data: Some(data),
+                ..
+            },
+        )) = fix
         else {
             ctx.release(range);
             return;
         };
+        self.repaired(ctx, range, from, wrong);
         let seq = self.next_seq;
         let job = self.jobs.all.get_mut(&id).expect("just seen");
         job.pushed.insert(seq);
         self.issue(ctx, Source::Fix(id), range, Some(data), false);
     }
 
-    pub(super) fn try_end_repair(&mut self, ctx: &mut Ctx, id: JobId) {
-        let done = self
+    /// These blocks do not come: they stay as they are. Whose job it was; its other blocks go on.
+    fn unfetched(&mut self, ctx: &Ctx, token: u64) -> Option<JobId> {
+        let id = self.jobs.tokens.remove(&token)?;
+        let fix = self.jobs.all.get_mut(&id)?.fixes.remove(&token)?;
+        self.judged(ctx, fix.wrong, fix.range, false);
+        Some(id)
+    }
+
+    /// The session with a peer ended: what has not come from it does not come. A job of which a write is on its way
+    /// keeps its lock until that is settled.
+    pub(super) fn fetches_lost(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        let lost: Vec<u64> = self
             .jobs
             .all
+            .values()
+            .flat_map(|job| &job.fixes)
+            .filter(|(_, fix)| fix.from == peer && fix.data.is_none())
+            .map(|(&token, _)| token)
+            .collect();
+        for token in lost {
+            if let Some(id) = self.unfetched(ctx, token)
+                && self.repair_is_done(id)
+            {
+                // Without a pump: the session that ended is still being taken apart.
+                self.take_job(ctx, id);
+            }
+        }
+    }
+
+    fn repair_is_done(&self, id: JobId) -> bool {
+        self.jobs
+            .all
             .get(&id)
-            .is_some_and(|j| j.copying && j.pushed.is_empty() && j.fixes.is_empty());
-        if done {
+            .is_some_and(|j| j.copying && j.pushed.is_empty() && j.fixes.is_empty())
+    }
+
+    pub(super) fn try_end_repair(&mut self, ctx: &mut Ctx, id: JobId) {
+        if self.repair_is_done(id) {
             self.end_job(ctx, id);
         }
     }

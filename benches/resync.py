@@ -22,7 +22,8 @@ def config():
     text += '[[resource]]\nname = "data"\nnodes = ["alpha", "beta"]\npreferred = "alpha"\n'
     text += f'[[resource.volume]]\nname = "v"\nsize = "{SIZE_MIB}MiB"\nfrontend = "none"\n'
     text += f'backing = {{ alpha = "{ROOT}/alpha.img", beta = "{ROOT}/beta.img" }}\n'
-    open(CONFIG, "w").write(text)
+    with open(os.open(CONFIG, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
+        file.write(text)
 
 
 def start(name):

@@ -3,8 +3,8 @@
 
 use super::disk::{Hold, Keep};
 use super::holds;
-use super::stage::Stage;
-use holdfast_replicator::{FromControl, Note};
+use super::stage::{GEOMETRY, Stage};
+use holdfast_replicator::{FromControl, Note, Repair, VerifyOrder};
 use holdfast_types::NodeId;
 use holdfast_wire::Lane;
 
@@ -553,6 +553,53 @@ fn drbd_io_errors_during_resync() {
             s.sites[0].disk.broken = true;
             s.write(0, 5);
             s.pass(300);
+        });
+    }
+}
+
+/// verify: what rots on a disk, neighbours too, is found under load; here it is repaired as well, by the majority,
+/// whether a member's copy rotted or the primary's own; an interruption at any step leaves the rest for another time.
+#[test]
+fn drbd_verify_finds_rot_and_the_majority_repairs_it() {
+    const REPAIR: FromControl = FromControl::Verify(VerifyOrder {
+        peers: holdfast_types::NodeSet::EMPTY,
+        repair: Some(Repair::Majority),
+        max_rate: None,
+        scrub: false,
+    });
+    for k in STEPS {
+        holds(3, &[0, 1, 2], |s| {
+            s.fail_over(0);
+            for block in 0..32 {
+                s.written(0, block);
+            }
+            for (n, block) in [(1, 5), (1, 6), (2, 20), (0, 30)] {
+                let at = block * GEOMETRY.block_bytes as usize;
+                let disk = &mut s.sites[n].disk;
+                for image in [&mut disk.cached, &mut disk.stable] {
+                    image[at + 3] ^= 0x10;
+                }
+            }
+            s.tell(0, REPAIR);
+            for i in 0..k {
+                if i % 4 == 0 {
+                    s.write(0, 40 + (i as u64 % 8));
+                }
+                s.one();
+            }
+            s.blip(0, 1 + k % 2);
+            s.pass(2000);
+            // Whatever was left.
+            s.tell(0, REPAIR);
+            s.pass(500);
+            let found = s.sites[0].notes.iter().rev().find_map(|note| match note {
+                Note::Verified(report) => Some(report.clone()),
+                _ => None,
+            });
+            s.must(
+                found.is_some_and(|r| r.is_complete()),
+                "a verify ends when its peers stay",
+            );
         });
     }
 }

@@ -54,7 +54,7 @@ def fio(name, *args):
     done = subprocess.run(["fio", "--name=" + name, "--ioengine=nbd", "--uri=" + uri, "--output-format=json", *args],
                           capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(done.stdout + done.stderr)
+        raise SystemExit(done.stderr)
     return json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
 
 
@@ -83,6 +83,7 @@ def main():
     ask("wait", "data", "--for", "quorum", check=False)
     ask("create", "data")
     ask("wait", "data", "--for", "primary")
+    ask("promote", "data")
 
     dirty()
     left = peer()["out_of_sync_bytes"]

@@ -70,6 +70,8 @@ pub enum Rule {
     SplitLarge,
     /// On a secondary no write passes another that waits for slots (30).
     SlotsInOrder,
+    /// A disk that says less of itself than was seen of it is compared whole (31).
+    SeenDisks,
     /// A syncing replica says so on its disk before its first resync block (32).
     MarkSyncing,
     /// A block in doubt is served only when it is equal on all members (33).

@@ -150,6 +150,9 @@ impl Primary {
     /// Is this another disk than the one this node knew, or one that went back in time (rule 31)? Then bits for it mean
     /// nothing.
     fn strange(&self, ctx: &Ctx, peer: NodeId, hello: &Hello, log: u64) -> Option<Strange> {
+        if ctx.off(Rule::SeenDisks) {
+            return None;
+        }
         let known = self.known.get(&peer).or_else(|| ctx.seen.get(&peer));
         let by_record = self.suspect.has(peer) && !self.distrusted.contains_key(&peer);
         known

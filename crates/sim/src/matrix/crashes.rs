@@ -70,8 +70,7 @@ fn f04_whole_cluster_loses_power() {
     }
 }
 
-/// F5: kill -9 of the primary's daemon (its fencer releases, the other serves within two seconds), of the secondary's
-/// (resync) and of the witness's (nothing).
+/// F5: kill -9 of the witness's daemon (nothing), of the secondary's (resync), of the primary's (the other serves).
 #[test]
 fn f05_kill_of_a_daemon() {
     for seed in SEEDS {

@@ -149,6 +149,13 @@ impl Disk {
         }
     }
 
+    /// A snapshot is put back.
+    pub(super) fn revert(&mut self, image: &[u8]) {
+        self.unflushed.clear();
+        self.cached.copy_from_slice(image);
+        self.stable.copy_from_slice(image);
+    }
+
     pub(super) fn power_cut(&mut self, keep: Keep) {
         if keep == Keep::All {
             self.write_back();

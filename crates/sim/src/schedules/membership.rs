@@ -220,6 +220,26 @@ fn schedule_28_removal_with_unknown_outcome() {
     });
 }
 
+/// The disk of S (1) is put back to a snapshot of the same epoch: it lacks what was acknowledged since, and nobody has
+/// bits for that.
+#[test]
+fn schedule_31_disk_put_back() {
+    needs(Rule::SeenDisks, &["G1", "G4"], 2, &[0, 1], |s| {
+        s.fail_over(0);
+        s.written(0, 3);
+        s.pass(100);
+        let image = s.sites[1].disk.cached.clone();
+        for extent in 0..16 {
+            s.written(0, extent * 4);
+        }
+        s.pass(100);
+        s.kill(1);
+        s.sites[1].disk.revert(&image);
+        s.start(1);
+        s.pass(3000);
+    });
+}
+
 /// x (1) is half resynced when everything stops: its disk says so, for whoever forces it to serve.
 #[test]
 fn schedule_32_half_synced_replica() {

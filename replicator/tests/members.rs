@@ -265,3 +265,39 @@ fn a_slot_is_on_disk_only_after_its_bits() {
         );
     }
 }
+
+/// A replica is added while another one is on its way into the set. The primary hears of it after that one made its cut:
+/// the bitmaps that came with the cut say nothing of it, and a member without bits for it would take it for equal.
+#[test]
+fn a_cut_that_knows_nothing_of_an_added_replica_is_made_again() {
+    let mut c = Cluster::new(3, &[0, 2]);
+    c.kill(1);
+    c.promote(0);
+    c.event(2, Event::Control(FromControl::Stop));
+    c.settle();
+    c.kill(2);
+    c.view.in_sync = set(&[0]);
+    c.place(&[0, 1]);
+    for b in 0..64 {
+        c.write(0, b, 5);
+        c.settle();
+    }
+    c.pass(3000);
+    c.start_without_settling(1);
+    // Recorded, and the syncing replica is the first to hear of it.
+    c.view.data_nodes = set(&[0, 1, 2]);
+    c.view.generation = c.view.generation.next();
+    c.event(1, Event::Control(FromControl::View(c.view)));
+    c.pass(400);
+    assert_eq!(c.view.in_sync, set(&[0]), "proposed for an older record");
+    c.place(&[0, 1, 2]);
+    c.pass(1000);
+    assert_eq!(c.view.in_sync, set(&[0, 1]));
+    c.kill(0);
+    c.promote(1);
+    c.start(2);
+    c.pass(3000);
+    assert!(c.view.in_sync.has(NodeId(2)));
+    let bytes = 64 * 64;
+    assert!(c.sites[1].disk[..bytes] == c.sites[2].disk[..bytes]);
+}

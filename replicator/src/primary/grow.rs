@@ -167,7 +167,7 @@ impl Primary {
     }
 
     /// The peer counts no more: bits for everything that is not settled.
-    fn uncount(&mut self, ctx: &mut Ctx) {
+    pub(super) fn uncount(&mut self, ctx: &mut Ctx) {
         if let Some(growing) = self.growing.take() {
             self.mark_unsettled(ctx, growing.peer);
             self.recheck(ctx);

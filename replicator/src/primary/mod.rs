@@ -431,6 +431,11 @@ impl Primary {
             // It says nothing of a replica that takes its place.
             self.synced.remove(&peer);
         }
+        // The cut said nothing of whoever came, and its receiver may have known of it: another cut is needed (rule 15).
+        let came = data_nodes.minus(ctx.others().with(ctx.me()));
+        if !came.is_empty() && self.growing.is_some_and(|g| !self.in_sync.has(g.peer)) {
+            self.uncount(ctx);
+        }
         ctx.place(data_nodes);
     }
 

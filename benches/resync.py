@@ -49,13 +49,15 @@ def peer():
     return volume()["local"]["peers"][0]
 
 
-def fio(name, *args):
+def fio(name, *args, meanwhile=lambda: None):
     uri = f"nbd+unix:///?socket={ROOT}/alpha/data-v.nbd"
-    done = subprocess.run(["fio", "--name=" + name, "--ioengine=nbd", "--uri=" + uri, "--output-format=json", *args],
-                          capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]
+    job = subprocess.Popen(["fio", "--name=" + name, "--ioengine=nbd", "--uri=" + uri, "--output-format=json", *args],
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    meanwhile()
+    out, err = job.communicate()
+    if job.returncode != 0:
+        raise SystemExit(err)
+    return json.loads(out[out.index("{"):])["jobs"][0]
 
 
 def dirty():
@@ -99,18 +101,25 @@ def main():
         rounds = {"paused": [], "resumed": []}
         for i in range(ROUNDS):
             for state in ("paused", "resumed"):
-                ask("resync", "data", "--pause" if state == "paused" else "--resume")
-                time.sleep(1)
+                # Resumed only once the application is busy, paused before it counts as idle again.
                 before = peer()["out_of_sync_bytes"]
+
+                def resume():
+                    time.sleep(0.5)
+                    ask("resync", "data", "--resume" if state == "resumed" else "--pause")
+
                 began = time.monotonic()
-                job = fio(state, "--bs=4k", f"--size={SIZE_MIB}m", "--time_based", "--runtime=8", *workload)
-                moved = (before - peer()["out_of_sync_bytes"]) / (time.monotonic() - began)
+                job = fio(state, "--bs=4k", f"--size={SIZE_MIB}m", "--time_based", "--ramp_time=2", "--runtime=8",
+                          *workload, meanwhile=resume)
+                ask("resync", "data", "--pause")
+                left = peer()["out_of_sync_bytes"]
+                moved = (before - left) / (time.monotonic() - began)
                 p99 = {k: job[k]["clat_ns"]["percentile"]["99.000000"] for k in ("read", "write") if job[k]["total_ios"]}
                 iops = round(job["read"]["iops"] + job["write"]["iops"])
                 line = {"what": "busy", "workload": " ".join(workload), "resync": state, "round": i, "iops": iops,
                         "p99_ns": p99, "resync_mib_per_second": round(moved / 2**20, 1)}
                 print(json.dumps(line), flush=True)
-                if moved > 0 or state == "paused":
+                if left > 0:
                     rounds[state].append(p99["write"])
         median = {k: sorted(v)[len(v) // 2] for k, v in rounds.items() if v}
         if len(median) == 2:

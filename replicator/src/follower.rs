@@ -10,14 +10,16 @@
 //!   other data node (rule 3);
 //! - overlapping writes are applied in the order they came, on all lanes (rule 12).
 
+mod barriers;
+
 use crate::ctx::{After, Ctx, LogUser, RecvId, RoleIo};
 use crate::hash::hash_blocks;
 use crate::locks::{LockId, Mode, RangeLocks};
 use crate::replica::is_split;
 use crate::rules::Rule;
 use crate::{Note, ToControl, View};
+use barriers::Barrier;
 use bytes::Bytes;
-use holdfast_meta::Unsaved;
 use holdfast_types::{BlockRange, DiskState, Epoch, Gen, NodeId, NodeSet, Seq, SessionId};
 use holdfast_wire::{Attach, Frame, Refusal, Stamp};
 use std::collections::{BTreeMap, VecDeque};
@@ -66,17 +68,6 @@ struct Recv {
     mode: Mode,
     lock: Option<LockId>,
     on_disk: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Barrier {
-    id: u64,
-    stamp: Stamp,
-    token: u64,
-    /// All writes received before this one have to be applied first.
-    before: RecvId,
-    cut: bool,
-    running: bool,
 }
 
 /// What a secondary remembers.
@@ -700,81 +691,6 @@ impl Follower {
                 continue;
             }
             ctx.bits.replace(node, copied.map_or(&[][..], |(_, r)| r));
-        }
-    }
-
-    // ---- flushes and cuts
-
-    fn barrier(&mut self, ctx: &mut Ctx, stamp: Stamp, token: u64, cut: bool) {
-        let (before, id) = (RecvId(self.next_recv), ctx.barrier_number());
-        self.barriers.push_back(Barrier {
-            id,
-            stamp,
-            token,
-            before,
-            cut,
-            running: false,
-        });
-        self.pump_barriers(ctx);
-    }
-
-    fn pump_barriers(&mut self, ctx: &mut Ctx) {
-        let Some(front) = self.barriers.front_mut() else {
-            return;
-        };
-        if front.running || self.cut.is_some() {
-            return;
-        }
-        let before = front.before;
-        if self.recv.range(..before).any(|(_, r)| r.what.is_write()) {
-            return;
-        }
-        front.running = true;
-        let id = front.id;
-        if front.cut && ctx.off(Rule::GrowFlush) {
-            self.flushed(ctx, id);
-        } else {
-            ctx.role_io(RoleIo::RecvFlush(id), crate::DiskOp::Flush);
-        }
-    }
-
-    fn flushed(&mut self, ctx: &mut Ctx, id: u64) {
-        if self.barriers.front().is_none_or(|b| b.id != id) {
-            return; // of an ended session
-        }
-        let barrier = self.barriers.pop_front().expect("just seen");
-        if barrier.cut {
-            self.cut = Some((barrier.id, barrier.stamp, barrier.token));
-            if ctx.unclean {
-                ctx.trust(DiskState::Syncing, After::Nothing);
-            }
-            if ctx.off(Rule::CopyDurable) {
-                ctx.save_bits(Unsaved::Clear, After::Nothing);
-                self.cut_saved(ctx, barrier.id);
-                return;
-            }
-            ctx.save_bits(Unsaved::Clear, After::Cut(barrier.id));
-        } else {
-            self.answer(
-                ctx,
-                barrier.stamp,
-                Frame::Flushed {
-                    stamp: barrier.stamp,
-                    token: barrier.token,
-                    log: ctx.log.durable(),
-                },
-            );
-            self.pump_barriers(ctx);
-        }
-    }
-
-    /// The bitmaps of a cut are on disk.
-    pub(crate) fn cut_saved(&mut self, ctx: &mut Ctx, id: u64) {
-        if let Some((_, stamp, token)) = self.cut.take_if(|(cut, ..)| *cut == id) {
-            self.confirmed = Some(self.generation);
-            let log = ctx.log.durable();
-            self.answer(ctx, stamp, Frame::CutDone { stamp, token, log });
-            self.pump_barriers(ctx);
         }
     }
 

@@ -298,6 +298,16 @@ impl<T: Copy> ActivityLog<T> {
         self.transaction()
     }
 
+    /// Number of the last transaction asked for.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The extents a transaction names now.
+    pub(crate) fn active(&self) -> Vec<u32> {
+        self.extents.keys().copied().collect()
+    }
+
     /// No step under way.
     pub(crate) fn is_idle(&self) -> bool {
         self.turn == Turn::Idle

@@ -165,6 +165,11 @@ pub enum Event {
         /// What.
         frame: Frame,
     },
+    /// The store is this large now, in bytes; `None`: it cannot be made large enough.
+    Room {
+        /// Bytes.
+        store_bytes: Option<u64>,
+    },
     /// The control plane says.
     Control(FromControl),
 }
@@ -200,6 +205,11 @@ pub enum Action {
     },
     /// Tell the control plane.
     Control(ToControl),
+    /// Make the store at least this large, without changing what it holds. Answered by one [`Event::Room`].
+    MakeRoom {
+        /// Bytes.
+        bytes: u64,
+    },
     /// Something an operator or a test may want to know; no effect.
     Note(Note),
 }
@@ -223,12 +233,24 @@ pub struct View {
     pub lineage: u64,
 }
 
+/// How large a volume is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSize {
+    /// The committed size, in bytes.
+    pub size_bytes: u64,
+    /// What there shall be room for: the committed size, or the larger one that is to be.
+    pub room_bytes: u64,
+}
+
 /// What the control plane tells a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromControl {
     /// The committed record, at start and at every change. While a set change is proposed, a view
     /// with a later generation ends it: it took effect if the set is the proposed one, else it is dead.
     View(View),
+    /// How large the volume is and shall be, at start and at every change. Answered by [`ToControl::Room`] once
+    /// there is the room and what lies past the volume's end is zero.
+    Size(VolumeSize),
     /// Store the promise of this epoch: end all local writes of older epochs, answer no older frame.
     /// Answered by [`ToControl::Promised`].
     Promise {
@@ -444,6 +466,20 @@ pub enum ToControl {
         /// The newer one.
         epoch: Epoch,
     },
+    /// There is room for a volume of so many bytes, and all past its present size is zero.
+    Room {
+        /// The committed size that was gone by.
+        size_bytes: u64,
+        /// Bytes of the volume there is room for.
+        room_bytes: u64,
+        /// Where the replica's metadata ends on its store: to be remembered, for that is where it is found.
+        store_bytes: u64,
+    },
+    /// The store cannot be made so large; it is tried again now and then.
+    NoRoom {
+        /// Bytes the store must have.
+        store_bytes: u64,
+    },
     /// The local disk failed; it is not used any more.
     DiskFailed,
     /// [`FromControl::Stop`] is done: the clean mark is durable (or the disk failed).
@@ -537,6 +573,11 @@ pub enum Note {
         peer: NodeId,
         /// What was wrong.
         what: String,
+    },
+    /// The volume has another size on this replica.
+    Resized {
+        /// Bytes.
+        size_bytes: u64,
     },
     /// The local disk failed.
     DiskFailed {

@@ -156,6 +156,51 @@ impl Bits {
         None
     }
 
+    /// Room for more blocks; of the new ones nobody lacks any. Nothing of it is on disk.
+    pub(crate) fn grow(&mut self, blocks: u64) {
+        let short = |b: &&mut PeerBits| b.dirty.blocks() < blocks;
+        for bits in self.peers.values_mut().filter(short) {
+            bits.dirty.grow(blocks);
+            bits.suspect.grow(blocks);
+        }
+    }
+
+    /// Blocks past the volume's end are nobody's.
+    pub(crate) fn clip(&mut self, blocks: u64) {
+        for bits in self.peers.values_mut() {
+            if bits.dirty.blocks() > blocks {
+                let tail = BlockRange::new(blocks, bits.dirty.blocks() - blocks);
+                bits.dirty.clear(tail);
+                bits.suspect.clear(tail);
+            }
+        }
+    }
+
+    /// All pages, to be saved together.
+    pub(crate) fn begin_save_all(
+        &mut self,
+        incarnation: Incarnation,
+    ) -> Vec<(NodeId, u32, bytes::Bytes)> {
+        let mut all = Vec::new();
+        for (&node, bits) in &mut self.peers {
+            for page in 0..bits.dirty.pages() {
+                if let Some(bytes) = bits.dirty.begin_save(page, Owner { incarnation, node }) {
+                    all.push((node, page, bytes));
+                }
+            }
+        }
+        all
+    }
+
+    /// They are saved.
+    pub(crate) fn end_save_all(&mut self) {
+        for bits in self.peers.values_mut() {
+            for page in 0..bits.dirty.pages() {
+                bits.dirty.saved(page);
+            }
+        }
+    }
+
     /// A page is on disk, or not.
     pub(crate) fn end_save(&mut self, node: NodeId, page: u32, ok: bool) {
         let Some(bits) = self.peers.get_mut(&node) else {

@@ -13,6 +13,7 @@
 use crate::activity::{ActivityLog, Step};
 use crate::bits::Bits;
 use crate::config::Config;
+use crate::room::{Room, RoomIo};
 use crate::rules::Rule;
 use crate::{
     Action, DiskError, DiskOp, IoId, Note, Now, ResyncBounds, ResyncOrder, ToControl, Trouble, View,
@@ -68,7 +69,8 @@ impl RoleIo {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Purpose {
+pub(crate) enum Purpose {
+    Room(RoomIo),
     Superblock,
     LogWrite,
     TraceFlush,
@@ -99,6 +101,8 @@ pub(crate) enum After {
     Cut(u64),
     /// Nothing, but not to be left out because of a save that began earlier.
     Placed,
+    /// What lies past the volume's end is zero, and that is noted.
+    Room,
 }
 
 /// Something that ended and concerns a role.
@@ -172,6 +176,7 @@ pub(crate) struct Ctx {
     pub(crate) unclean: bool,
     pub(crate) bits: Bits,
     pub(crate) log: ActivityLog<LogUser>,
+    pub(crate) room: Room,
     pub(crate) life: Life,
     pub(crate) links: BTreeMap<NodeId, Link>,
     /// Nodes that are connected and hold no replica by what this node knows.
@@ -246,6 +251,7 @@ impl Ctx {
             unclean,
             bits,
             log,
+            room: Room::default(),
             life: Life(0),
             links,
             strangers: NodeSet::EMPTY,
@@ -384,7 +390,7 @@ impl Ctx {
 
     // ---- disk
 
-    fn disk(&mut self, purpose: Purpose, op: DiskOp) {
+    pub(crate) fn disk(&mut self, purpose: Purpose, op: DiskOp) {
         let io = IoId(self.next_io);
         self.next_io += 1;
         if let Purpose::Role { write: true, .. } = purpose {
@@ -486,6 +492,7 @@ impl Ctx {
             return; // a failed disk's later successes change nothing
         }
         match purpose {
+            Purpose::Room(io) => self.room_io(io),
             Purpose::Superblock => {
                 self.superblock_writing = false;
                 for after in std::mem::take(&mut self.superblock_waits) {
@@ -538,7 +545,7 @@ impl Ctx {
 
     /// Is the superblock on disk as it is here?
     pub(crate) fn is_stored(&self) -> bool {
-        !self.superblock_writing
+        !self.superblock_writing && !self.superblock_again
     }
 
     /// Numbers the barriers of all lives, so that what an earlier life waited for is not taken for a later one's.
@@ -549,7 +556,7 @@ impl Ctx {
 
     /// Writes the superblock as it is now; `after` comes back as [`Wake::Stored`].
     pub(crate) fn store(&mut self, after: After) {
-        if self.superblock_writing {
+        if self.superblock_writing || self.is_moving() {
             self.superblock_again = true;
             self.superblock_next.push(after);
         } else {
@@ -559,19 +566,9 @@ impl Ctx {
 
     fn write_superblock(&mut self, waits: Vec<After>) {
         assert!(!self.superblock_writing);
-        self.superblock.update += 1;
-        self.seen_news = false;
-        for (&node, &seen) in &self.seen {
-            if let Some(slot) = self.superblock.slot_of(node) {
-                self.superblock.seen[usize::from(slot)] = seen;
-            }
-        }
+        let superblock = self.next_superblock();
         self.superblock_writing = true;
         self.superblock_waits = waits;
-        let mut superblock = self.superblock.clone();
-        for &node in self.unplaced.keys() {
-            superblock.free_slot(node);
-        }
         let (offset, data) = superblock.write(&self.layout);
         self.disk(
             Purpose::Superblock,
@@ -581,6 +578,22 @@ impl Ctx {
                 durable: true,
             },
         );
+    }
+
+    /// The superblock as it goes to disk next.
+    pub(crate) fn next_superblock(&mut self) -> Superblock {
+        self.superblock.update += 1;
+        self.seen_news = false;
+        for (&node, &seen) in &self.seen {
+            if let Some(slot) = self.superblock.slot_of(node) {
+                self.superblock.seen[usize::from(slot)] = seen;
+            }
+        }
+        let mut superblock = self.superblock.clone();
+        for &node in self.unplaced.keys() {
+            superblock.free_slot(node);
+        }
+        superblock
     }
 
     /// The content is trusted again: nothing lost at an unclean stop is missing any more.
@@ -614,7 +627,27 @@ impl Ctx {
         self.pump_saves();
     }
 
+    /// No metadata write is under way or waits.
+    pub(crate) fn is_still(&self) -> bool {
+        !self.superblock_writing && self.log.is_idle() && !self.trace_flush && self.saves.is_empty()
+    }
+
+    /// The metadata has moved: what waited for that goes on.
+    pub(crate) fn resume_metadata(&mut self) {
+        if std::mem::take(&mut self.superblock_again) {
+            let next = std::mem::take(&mut self.superblock_next);
+            self.write_superblock(next);
+        }
+        self.pump_saves();
+        self.pump_log();
+        // A stop that waited for the log looks again.
+        self.wakes.push_back(Wake::Drained);
+    }
+
     fn pump_saves(&mut self) {
+        if self.is_moving() {
+            return;
+        }
         while let Some(save) = self.saves.front().cloned() {
             if save.left == 0 {
                 self.saves.pop_front();
@@ -676,6 +709,9 @@ impl Ctx {
     }
 
     pub(crate) fn pump_log(&mut self) {
+        if self.is_moving() {
+            return;
+        }
         if let Some(step) = self.log.step() {
             self.log_step(step);
         }

@@ -20,6 +20,7 @@ mod hash;
 mod locks;
 mod primary;
 mod replica;
+mod room;
 mod rules;
 
 pub use api::*;

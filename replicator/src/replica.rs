@@ -61,8 +61,8 @@ pub struct Replica {
     view: Option<View>,
     /// The run is on disk and may be known.
     started: bool,
-    /// What the last hello said of the disk: its state, and whether it stopped uncleanly.
-    told: Option<(DiskState, bool)>,
+    /// What the last hello said of the disk: its state, whether it stopped uncleanly, its room.
+    told: Option<(DiskState, bool, u64)>,
     next_tick: Now,
     next_save: Now,
 }
@@ -169,6 +169,7 @@ impl Replica {
             Event::PeerUp { peer } => self.peer_up(peer),
             Event::PeerDown { peer } => self.peer_down(peer),
             Event::Frame { peer, frame } => self.frame(peer, frame),
+            Event::Room { store_bytes } => self.ctx.room_made(store_bytes),
             Event::Control(message) => self.control(message),
         }
         self.finish(out);
@@ -189,6 +190,8 @@ impl Replica {
         while let Some(wake) = self.ctx.wakes.pop_front() {
             self.wake(wake);
         }
+        self.ctx
+            .pump_room(matches!(self.state, State::Primary(_) | State::Follower(_)));
         self.tell_changes();
         out.append(&mut self.ctx.out);
         #[cfg(debug_assertions)]
@@ -270,7 +273,11 @@ impl Replica {
     /// What a peer was told when it connected may not hold any more: a member that joined as Outdated must not be
     /// taken for an outdated one at the next promotion.
     fn tell_changes(&mut self) {
-        let now = (self.disk_state(), self.ctx.unclean);
+        let now = (
+            self.disk_state(),
+            self.ctx.unclean,
+            self.ctx.layout.geometry.blocks,
+        );
         if self.started && self.told != Some(now) {
             self.told = Some(now);
             let up: Vec<NodeId> = self
@@ -299,7 +306,7 @@ impl Replica {
         let hello = Hello {
             node: self.ctx.cfg.me,
             volume: s.volume,
-            geometry: s.geometry,
+            geometry: self.ctx.layout.geometry,
             incarnation: s.incarnation,
             run: s.run,
             unclean: self.ctx.unclean,
@@ -346,7 +353,12 @@ impl Replica {
 
     fn greeted(&mut self, peer: NodeId, hello: Hello) {
         let ours = &self.ctx.superblock;
-        if hello.node != peer || hello.volume != ours.volume || hello.geometry != ours.geometry {
+        // A replica may have room for more, or for less until it has caught up.
+        let unit = |g: holdfast_types::Geometry| (g.block_bytes, g.extent_blocks);
+        if hello.node != peer
+            || hello.volume != ours.volume
+            || unit(hello.geometry) != unit(ours.geometry)
+        {
             let what = format!(
                 "{peer} says it is {} with volume {} of {} bytes; expected {peer} with volume {} of {} bytes",
                 hello.node,
@@ -419,6 +431,11 @@ impl Replica {
         match (&mut self.state, message) {
             (State::Stopping { .. } | State::Stopped, _) => {}
             (_, FromControl::View(view)) => self.viewed(view),
+            (_, FromControl::Size(size)) => {
+                if self.ctx.sized(size) {
+                    self.resized();
+                }
+            }
             (State::Primary(_), FromControl::StepDown) => self.step_down(),
             (State::Primary(p), FromControl::Promise { epoch }) if epoch > p.epoch() => {
                 self.step_down();
@@ -441,6 +458,13 @@ impl Replica {
                 }));
             }
             (State::Follower(_) | State::Starting { .. }, _) => {}
+        }
+    }
+
+    /// More or less of the volume is served now.
+    fn resized(&mut self) {
+        if let State::Primary(p) = &mut self.state {
+            p.resized(&mut self.ctx);
         }
     }
 
@@ -514,6 +538,11 @@ impl Replica {
     fn wake(&mut self, wake: Wake) {
         if let Wake::Saved(After::Trace) = wake {
             self.ctx.trace_saved();
+            return;
+        }
+        if let Wake::Stored(After::Room) = wake {
+            self.ctx.tail_noted();
+            self.resized();
             return;
         }
         if let Wake::Saved(After::Placed) = wake {
@@ -673,7 +702,7 @@ impl Replica {
             }
             _ => {}
         }
-        if *flushed && *saved && !*clearing && self.ctx.log.is_idle() {
+        if *flushed && *saved && !*clearing && self.ctx.log.is_idle() && !self.ctx.is_moving() {
             *clearing = true;
             let step = self.ctx.log.clear();
             self.ctx.log_step(step);

@@ -194,6 +194,7 @@ impl Pair {
         for action in actions {
             match action {
                 Action::Disk { io, op } => self.sides[n].queue.push_back((io, op)),
+                Action::MakeRoom { .. } => panic!("nobody makes it larger"),
                 Action::Send { frame, .. } => {
                     let encoded = Encoder::new(VolumeId(7)).encode(&frame).unwrap();
                     let bytes = encoded.head.len() + encoded.data.map_or(0, |d| d.len());
@@ -318,6 +319,8 @@ impl Side {
             volume: VolumeId(7),
             node: NodeId(n as u8),
             geometry,
+            capacity: geometry.blocks,
+            tail_unknown: false,
             page_bytes: layout.page_bytes,
             incarnation: Incarnation(100 + n as u64),
             run: Run(0),

@@ -7,6 +7,7 @@ mod failover;
 mod members;
 mod records;
 mod refusals;
+mod resize;
 mod resync;
 mod served;
 mod storm;
@@ -33,6 +34,7 @@ pub(crate) fn all() -> Vec<Scenario> {
         clients::ALL,
         resync::ALL,
         members::ALL,
+        resize::ALL,
         failover::ALL,
         served::ALL,
         demo::ALL,

@@ -23,6 +23,8 @@ use nix::mount::{MntFlags, umount2};
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Name of the file that is the volume.
@@ -33,7 +35,7 @@ const BACKGROUND_REQUESTS_MAX: u16 = 256;
 const WRITE_BYTES_MAX: u32 = 16 << 20;
 /// Bytes of write buffers kept between requests.
 const BUFFERS_RETAINED_BYTES: usize = 16 << 20;
-/// How long the kernel may remember names and attributes: they never change while mounted.
+/// How long the kernel may remember names and attributes: only [`FuseMount::resize`] changes one while mounted.
 const ATTR_TTL: Duration = Duration::from_secs(3600);
 /// Longest file name in bytes, for statfs.
 const NAME_BYTES_MAX: u32 = 255;
@@ -44,6 +46,7 @@ const VOLUME_INODE: INodeNo = INodeNo(2);
 #[derive(Debug)]
 pub struct FuseMount {
     dir: PathBuf,
+    size: Arc<AtomicU64>,
     session: Option<BackgroundSession>,
 }
 
@@ -67,9 +70,11 @@ impl FuseMount {
         } else {
             SessionACL::Owner
         };
-        let session = Session::new(VolumeFs::new(port, size), &dir, &config)?.spawn()?;
+        let size = Arc::new(AtomicU64::new(size));
+        let session = Session::new(VolumeFs::new(port, size.clone()), &dir, &config)?.spawn()?;
         Ok(Self {
             dir,
+            size,
             session: Some(session),
         })
     }
@@ -82,6 +87,16 @@ impl FuseMount {
     /// The volume file.
     pub fn file(&self) -> PathBuf {
         self.dir.join(VOLUME_FILE)
+    }
+
+    /// The volume has this size now. The kernel, which was told to remember the old one, hears of it by a change that
+    /// it asks for itself.
+    pub fn resize(&self, size: u64) -> io::Result<()> {
+        self.size.store(size, Ordering::Release);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(self.file())?
+            .set_len(size)
     }
 
     /// Unmount if nobody uses it; with [`io::ErrorKind::ResourceBusy`] it stays mounted.
@@ -149,13 +164,13 @@ struct VolumeFs {
     port: PortSender,
     /// Writes are copied out of the FUSE buffer once, to where disk and peers can take them from.
     buffers: BufPool,
-    size: u64,
+    size: Arc<AtomicU64>,
     uid: u32,
     gid: u32,
 }
 
 impl VolumeFs {
-    fn new(port: PortSender, size: u64) -> Self {
+    fn new(port: PortSender, size: Arc<AtomicU64>) -> Self {
         let uid = nix::unistd::geteuid().as_raw();
         let gid = nix::unistd::getegid().as_raw();
         Self {
@@ -167,10 +182,14 @@ impl VolumeFs {
         }
     }
 
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
     fn attr(&self, ino: INodeNo) -> Option<FileAttr> {
         let (kind, perm, size, nlink) = match ino {
             INodeNo::ROOT => (FileType::Directory, 0o755, 0, 2),
-            VOLUME_INODE => (FileType::RegularFile, 0o600, self.size, 1),
+            VOLUME_INODE => (FileType::RegularFile, 0o600, self.size(), 1),
             _ => return None,
         };
         Some(FileAttr {
@@ -291,7 +310,7 @@ impl Filesystem for VolumeFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let len = u64::from(size).min(self.size.saturating_sub(offset)) as u32;
+        let len = u64::from(size).min(self.size().saturating_sub(offset)) as u32;
         if len == 0 {
             reply.data(&[]);
             return;
@@ -315,7 +334,7 @@ impl Filesystem for VolumeFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let len = (data.len() as u64).min(self.size.saturating_sub(offset)) as usize;
+        let len = (data.len() as u64).min(self.size().saturating_sub(offset)) as usize;
         if len == 0 {
             reply.error(Errno::ENOSPC);
             return;
@@ -374,7 +393,7 @@ impl Filesystem for VolumeFs {
             reply.error(Errno::EOPNOTSUPP);
             return;
         }
-        let len = length.min(self.size.saturating_sub(offset));
+        let len = length.min(self.size().saturating_sub(offset));
         if len == 0 {
             reply.ok();
             return;
@@ -419,7 +438,7 @@ impl Filesystem for VolumeFs {
         let block = PREFERRED_BLOCK_BYTES;
         // The block size is what the loop device takes for its discard granularity.
         reply.statfs(
-            self.size / u64::from(block),
+            self.size() / u64::from(block),
             0,
             0,
             1,

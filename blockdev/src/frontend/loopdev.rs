@@ -24,6 +24,7 @@ const LOOP_MAJOR: u64 = 7;
 const NAME_BYTES: usize = 64;
 
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4c07;
 const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -64,6 +65,14 @@ const _: () = assert!(size_of::<LoopConfig>() == 304);
 /// Why a loop device could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
+    /// It does not take the new size of its file.
+    #[error("{path} does not take the new size of its file: {source}")]
+    Size {
+        /// The device.
+        path: PathBuf,
+        /// The answer.
+        source: io::Error,
+    },
     /// No loop driver, or no right to use it.
     #[error("cannot use /dev/loop-control: {0}; is the loop driver loaded, and is this root?")]
     Control(#[source] io::Error),
@@ -173,6 +182,16 @@ impl LoopDevice {
     /// Its sector size in bytes.
     pub const fn block_bytes(&self) -> u32 {
         self.block_bytes
+    }
+
+    /// Takes the size its file has now.
+    pub fn take_size(&self) -> Result<(), LoopError> {
+        ioctl(self.device.as_raw_fd(), LOOP_SET_CAPACITY, 0)
+            .map(|_| ())
+            .map_err(|source| LoopError::Size {
+                path: self.path.clone(),
+                source,
+            })
     }
 
     /// Detach. While others have it open, the kernel does so when the last of them closes it.

@@ -463,6 +463,10 @@ impl FaultyStore {
 }
 
 impl Store for FaultyStore {
+    fn grow(&mut self, bytes: u64) -> io::Result<u64> {
+        self.inner.grow(bytes)
+    }
+
     fn size_bytes(&self) -> u64 {
         self.inner.size_bytes()
     }

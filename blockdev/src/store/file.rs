@@ -499,6 +499,22 @@ impl Store for FileStore {
         self.size
     }
 
+    fn grow(&mut self, bytes: u64) -> io::Result<u64> {
+        use std::io::Seek as _;
+        let wanted = bytes.next_multiple_of(BLOCK_BYTES);
+        if self.file.metadata()?.is_file() && self.size < wanted {
+            self.file.set_len(wanted)?;
+            self.file.sync_all()?;
+        }
+        // The end of a block device is where seeking to it leads; nothing here uses the position.
+        let end = (&*self.file).seek(io::SeekFrom::End(0))?;
+        self.size = self.size.max(end - end % BLOCK_BYTES);
+        if self.size < wanted {
+            return Err(super::too_small(self.size, wanted));
+        }
+        Ok(self.size)
+    }
+
     fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }

@@ -98,6 +98,14 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
+    fn grow(&mut self, bytes: u64) -> io::Result<u64> {
+        let size = bytes.next_multiple_of(BLOCK_BYTES).max(self.size);
+        self.size = size;
+        self.chunks
+            .resize_with(size.div_ceil(CHUNK_BYTES as u64) as usize, || None);
+        Ok(size)
+    }
+
     fn size_bytes(&self) -> u64 {
         self.size
     }

@@ -214,6 +214,13 @@ pub trait Store: fmt::Debug + Send {
         self.tag() == Some(token_tag(token))
     }
 
+    /// Makes the store at least this large, without changing what it holds, and durably so; returns how large it is now.
+    /// A block device is only looked at again: somebody else makes it larger.
+    ///
+    /// # Errors
+    /// It cannot be; then it is as large as before.
+    fn grow(&mut self, bytes: u64) -> io::Result<u64>;
+
     /// Starts an operation. It ends through [`Store::on_completion`] or [`Store::take_ready`].
     fn submit(&mut self, ring: &mut Ring, op: StoreOp, token: u64);
 
@@ -252,6 +259,13 @@ fn extent(op: &StoreOp) -> (u64, u64) {
         StoreOp::Zero { offset, len, .. } => (*offset, *len),
         StoreOp::Flush => (0, 0),
     }
+}
+
+fn too_small(have: u64, wanted: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::StorageFull,
+        format!("it has {have} bytes, and {wanted} are needed"),
+    )
 }
 
 fn outside(offset: u64, len: usize, size: u64) -> io::Error {

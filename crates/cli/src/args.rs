@@ -83,6 +83,16 @@ Example:
 Bounds are recorded by the cluster: they hold for whoever is primary, also after a failover, until they are
 changed. Beside a busy application resync goes as fast as leaves its latency alone, at least --min.")]
     Resync(ResyncArgs),
+    /// Give a volume another size while it is used
+    #[command(after_help = "\
+Example:
+  holdfast resize data/records 2TiB        grow; the mounted filesystem grows with it
+  holdfast resize data                     as large as the smallest backing allows
+  holdfast resize data 1TiB --force-shrink \"lose the end\"
+
+A backing that is a file is made larger as needed; a block device must have been made larger before. A volume
+shrinks only while the resource is stopped, and what lies past its new end is gone.")]
+    Resize(ResizeArgs),
     /// Add, remove and move replicas while the resource runs
     #[command(
         subcommand,
@@ -222,6 +232,19 @@ pub(crate) struct AddressArgs {
     pub(crate) daemon: DaemonArgs,
     /// `RESOURCE[:NODE][/VOLUME]`; node and volume may be left out where there is only one other
     pub(crate) address: Address,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ResizeArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// `RESOURCE[/VOLUME]`
+    pub(crate) volume: Address,
+    /// Its new size, for example 2TiB
+    pub(crate) size: Option<String>,
+    /// Make it smaller, and lose what lies past its new end; the consent must be typed out
+    #[arg(long, value_name = "CONSENT", requires = "size")]
+    pub(crate) force_shrink: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -27,6 +27,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Command::Create(args) => admin::create(args, json),
         Command::Verify(args) => verify::run(args, json),
         Command::Resync(args) => admin::resync(args, json),
+        Command::Resize(args) => admin::resize(args, json),
         Command::Replica(command) => admin::replica(command, json),
         Command::Wait(args) => wait::run(&args, json),
         Command::History(args) => admin::history(&args, json),

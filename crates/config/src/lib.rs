@@ -27,6 +27,7 @@ pub use model::{
 pub use secret::{SECRET_BYTES_MAX, SECRET_BYTES_MIN, Secret};
 pub use timing::{Profile, Timing};
 pub use units::parse_rate;
+pub use units::parse_size;
 
 use std::path::Path;
 

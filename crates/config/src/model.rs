@@ -122,6 +122,8 @@ pub struct Volume {
     pub nbd: Nbd,
     /// How it becomes a block device.
     pub frontend: Frontend,
+    /// Program and arguments, run on the primary when the device has grown. Empty: what the mounted filesystem needs.
+    pub on_resize: Vec<String>,
     /// Bounds of its resync, as long as the operator says nothing else at run time.
     pub resync: Resync,
     /// When its copies are compared, without being asked.

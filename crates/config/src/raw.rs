@@ -78,6 +78,8 @@ pub(crate) struct Volume {
     pub(crate) acknowledge: Option<Spanned<String>>,
     pub(crate) nbd: Option<Nbd>,
     pub(crate) frontend: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(crate) on_resize: Vec<String>,
     pub(crate) resync_min: Option<Spanned<String>>,
     pub(crate) resync_max: Option<Spanned<String>>,
     pub(crate) scrub: Option<Scrub>,

@@ -2,7 +2,7 @@
 
 /// Bytes from `"1GiB"`, `"512 MiB"`, `"4096"`. Only binary units: a gigabyte that is not 2^30
 /// bytes is a mistake when two disks must be equal.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u32); 6] = [
         ("", 0),
         ("B", 0),

@@ -9,7 +9,7 @@ use crate::message::Body;
 use crate::node::Node;
 use crate::resource::Blocked;
 use crate::state::Command;
-use holdfast_types::{Incarnation, NodeId, NodeSet};
+use holdfast_types::{BLOCK_BYTES, Incarnation, NodeId, NodeSet};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
@@ -28,6 +28,11 @@ enum Goal {
     },
     Demoted {
         ix: usize,
+    },
+    Resized {
+        ix: usize,
+        volume: VolumeIx,
+        size_bytes: u64,
     },
     Created {
         command: Command,
@@ -111,6 +116,12 @@ impl Node {
                 self.find(&resource).map(|ix| Some(Goal::Demoted { ix }))
             }
             AdminRequest::Create { resource, volumes } => self.ask_create(&resource, volumes),
+            AdminRequest::Resize {
+                resource,
+                volume,
+                size_bytes,
+                shrink,
+            } => self.ask_resize(&resource, volume, size_bytes, shrink.as_deref()),
             AdminRequest::ReplicaAdd {
                 resource,
                 volume,
@@ -336,6 +347,49 @@ impl Node {
         Ok(Some(Goal::Created { command, ix }))
     }
 
+    fn ask_resize(
+        &mut self,
+        resource: &str,
+        volume: VolumeIx,
+        size_bytes: u64,
+        shrink: Option<&str>,
+    ) -> Result<Option<Goal>, AdminReply> {
+        let ix = self.find(resource)?;
+        let Some(record) = self.state().resources.get(&ResourceIx(ix as u16)) else {
+            return Err(refused(format!("{resource} is not created yet")));
+        };
+        let Some(of) = record.volumes.get(usize::from(volume.0)) else {
+            return Err(refused(format!(
+                "{resource} has {} volumes",
+                record.volumes.len()
+            )));
+        };
+        if size_bytes == 0 || !size_bytes.is_multiple_of(u64::from(BLOCK_BYTES)) {
+            return Err(refused(format!(
+                "{size_bytes} bytes are no whole number of blocks of {BLOCK_BYTES}"
+            )));
+        }
+        if size_bytes < of.size_bytes {
+            if shrink != Some(SHRINK_CONSENT) {
+                return Err(refused(format!(
+                    "it has {} bytes: making it smaller loses what lies past byte {size_bytes} for good. \
+                     Shrink the file system first; then: --force-shrink {SHRINK_CONSENT:?}",
+                    of.size_bytes
+                )));
+            }
+            if record.primary.is_some() {
+                return Err(refused(format!(
+                    "{resource} runs: it shrinks only while nobody uses it. `holdfast demote {resource}` first"
+                )));
+            }
+        }
+        Ok(Some(Goal::Resized {
+            ix,
+            volume,
+            size_bytes,
+        }))
+    }
+
     fn ask_place(
         &mut self,
         now: Now,
@@ -549,6 +603,22 @@ impl Node {
                     message: format!("recorded for {name}"),
                 })
             }
+            Goal::Resized {
+                ix,
+                volume,
+                size_bytes,
+            } => {
+                let record = self.state().resources.get(&ResourceIx(*ix as u16))?;
+                let of = record.volumes.get(usize::from(volume.0))?;
+                if of.size_bytes == *size_bytes && of.target_bytes.is_none() {
+                    return done(format!(
+                        "{} volume {} has {size_bytes} bytes",
+                        record.name, volume.0
+                    ));
+                }
+                let running = *size_bytes < of.size_bytes && record.primary.is_some();
+                running.then(|| refused(format!("{} was started meanwhile", record.name)))
+            }
             Goal::Placed {
                 ix,
                 volume,
@@ -635,6 +705,32 @@ impl Node {
             Goal::Created { command, .. } | Goal::Kept { command, .. } => {
                 self.propose(now, command.clone());
             }
+            Goal::Resized {
+                ix,
+                volume,
+                size_bytes,
+            } => {
+                let (resource, volume, size_bytes) = (ResourceIx(*ix as u16), *volume, *size_bytes);
+                let Some(record) = self.state().resources.get(&resource) else {
+                    return;
+                };
+                let of = record.volumes.get(usize::from(volume.0));
+                if of.is_some_and(|v| v.target_bytes == Some(size_bytes)) {
+                    return; // the replicas make room
+                }
+                let generation = record.generation;
+                self.propose(
+                    now,
+                    Command::Resize {
+                        resource,
+                        volume,
+                        generation,
+                        size_bytes,
+                        // Consented to when it was asked for.
+                        shrink: true,
+                    },
+                );
+            }
             Goal::Placed {
                 ix,
                 volume,
@@ -700,6 +796,7 @@ impl Node {
             | Goal::Demoted { ix }
             | Goal::Placed { ix, .. }
             | Goal::Kept { ix, .. }
+            | Goal::Resized { ix, .. }
             | Goal::Created { ix, .. } => *ix,
         };
         self.cluster_waits(now)

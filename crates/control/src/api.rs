@@ -33,7 +33,7 @@ pub use crate::message::{MESSAGE_BYTES_MAX, Message};
 pub use crate::state::{Change, CreateVolume, HistoryEntry, ResourceRecord, Wanted};
 pub use crate::upkeep::{Care, Upkeep, Verified};
 pub use holdfast_replicator::{
-    FromControl, Now, Repair, ResyncOrder, SetChange, ToControl, VerifyOrder, View,
+    FromControl, Now, Repair, ResyncOrder, SetChange, ToControl, VerifyOrder, View, VolumeSize,
 };
 
 /// Position of a resource in [`Config::resources`]; the same on every node.
@@ -386,6 +386,17 @@ pub enum AdminRequest {
         /// Its volumes, in the order of the configuration.
         volumes: Vec<CreateVolume>,
     },
+    /// Give a volume another size; answered when it has it.
+    Resize {
+        /// Name of the resource.
+        resource: String,
+        /// Which volume.
+        volume: VolumeIx,
+        /// Bytes; whole blocks.
+        size_bytes: u64,
+        /// To make it smaller: the consent, word by word ([`SHRINK_CONSENT`]).
+        shrink: Option<String>,
+    },
     /// Record a replica that was made on a node which had none; it is filled by resync.
     ReplicaAdd {
         /// Name of the resource.
@@ -437,6 +448,9 @@ pub enum AdminRequest {
 
 /// What must be typed to promote a node that lacks data which another node has.
 pub const FORCE_CONSENT: &str = "lose newer data";
+
+/// What must be typed to make a volume smaller: what lies past its new end is gone.
+pub const SHRINK_CONSENT: &str = "lose the end";
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

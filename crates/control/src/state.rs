@@ -55,6 +55,11 @@ pub struct VolumeRecord {
     pub id: VolumeId,
     /// Bytes the application sees.
     pub size_bytes: u64,
+    /// What it shall grow to, once every member has the room.
+    pub target_bytes: Option<u64>,
+    /// It shrank, and has not grown since: it grows again only when *every* replica has the room, for one that was away
+    /// still has what the others gave up.
+    pub shrank: bool,
     /// The replicas that hold every acknowledged write.
     pub in_sync: NodeSet,
     /// All replicas.
@@ -75,6 +80,8 @@ pub struct ReplicaRecord {
     pub run: Run,
     /// Random number of that run: a disk that was put back to the state before it starts the same run again.
     pub nonce: u64,
+    /// Bytes of the volume it has room for, zero past the volume's end.
+    pub room_bytes: u64,
     /// It stopped uncleanly and has not been resynced or promoted since: acknowledged writes may be missing.
     pub unclean: bool,
     /// Its disk was replaced or went back in time, and has not been resynced since.
@@ -140,6 +147,20 @@ pub enum Change {
     DiskFailed {
         /// On which node.
         node: NodeId,
+    },
+    /// A volume shall grow (or, at its present size, shall not after all).
+    Growing {
+        /// Which.
+        volume: VolumeIx,
+        /// To so many bytes.
+        size_bytes: u64,
+    },
+    /// A volume has another size.
+    Resized {
+        /// Which.
+        volume: VolumeIx,
+        /// So many bytes.
+        size_bytes: u64,
     },
     /// A node got a replica, to be filled by resync.
     ReplicaAdded {
@@ -319,6 +340,35 @@ pub enum Command {
         /// Which node.
         node: NodeId,
     },
+    /// A volume shall have another size. It grows when every member has the room. It shrinks at once, and only while
+    /// there is no primary: nothing may be on its way to what is given up.
+    Resize {
+        /// Of which resource.
+        resource: ResourceIx,
+        /// Which volume.
+        volume: VolumeIx,
+        /// Compared.
+        generation: Gen,
+        /// To so many bytes.
+        size_bytes: u64,
+        /// It may become smaller.
+        shrink: bool,
+    },
+    /// A replica has room for so much.
+    ReplicaRoom {
+        /// Of which resource.
+        resource: ResourceIx,
+        /// Of which volume.
+        volume: VolumeIx,
+        /// Where.
+        node: NodeId,
+        /// Compared: its disk.
+        incarnation: Incarnation,
+        /// Compared: the volume's size when all past that was zero.
+        size_bytes: u64,
+        /// Bytes.
+        room_bytes: u64,
+    },
     /// What the operator wants.
     Want {
         /// Of which resource.
@@ -362,6 +412,15 @@ pub enum Applied {
 }
 
 impl VolumeRecord {
+    /// The replicas that must have room before it grows.
+    pub fn waited_for(&self) -> NodeSet {
+        if self.shrank {
+            self.data_nodes()
+        } else {
+            self.in_sync
+        }
+    }
+
     /// All nodes with replicas.
     pub fn data_nodes(&self) -> NodeSet {
         self.replicas.keys().copied().collect()
@@ -497,6 +556,8 @@ impl ResourceRecord {
             peer,
             why,
         });
+        // Perhaps the one that left was the one without room.
+        self.grow(volume);
         true
     }
 
@@ -522,16 +583,89 @@ impl ResourceRecord {
         }
         // Another disk, or one that went back in time (rules 31, 37): its content is not what was committed.
         let strange = seen.incarnation != replica.incarnation || seen.run <= replica.run;
+        let same_disk = seen.incarnation == replica.incarnation;
         *replica = ReplicaRecord {
             incarnation: seen.incarnation,
             run: seen.run,
             nonce: seen.nonce,
+            room_bytes: if same_disk { replica.room_bytes } else { 0 },
             unclean: replica.unclean || seen.unclean,
             suspect: replica.suspect || seen.suspect || strange,
         };
         // Its former life may have proposed an epoch, and the primary may have proposed to take that former life
         // in: everybody must come to know that neither will be.
         self.changed(Change::Restarted { node });
+        true
+    }
+
+    fn resize(&mut self, volume: VolumeIx, size_bytes: u64, shrink: bool) -> bool {
+        let running = self.primary.is_some();
+        let Some(record) = self.volumes.get_mut(usize::from(volume.0)) else {
+            return false;
+        };
+        let target = (size_bytes > record.size_bytes).then_some(size_bytes);
+        if size_bytes == 0 || (size_bytes < record.size_bytes && (!shrink || running)) {
+            return false;
+        }
+        if size_bytes >= record.size_bytes {
+            if record.target_bytes == target {
+                return false;
+            }
+            record.target_bytes = target;
+            self.changed(Change::Growing { volume, size_bytes });
+            self.grow(volume);
+            return true;
+        }
+        record.size_bytes = size_bytes;
+        record.target_bytes = None;
+        record.shrank = true;
+        for replica in record.replicas.values_mut() {
+            // What it has past that is not zero before it says so.
+            replica.room_bytes = size_bytes;
+        }
+        self.changed(Change::Resized { volume, size_bytes });
+        true
+    }
+
+    /// The volume grows if every member has the room.
+    fn grow(&mut self, volume: VolumeIx) {
+        let Some(record) = self.volumes.get_mut(usize::from(volume.0)) else {
+            return;
+        };
+        let Some(size_bytes) = record.target_bytes else {
+            return;
+        };
+        let roomy = |n: NodeId| {
+            let replica = record.replicas.get(&n);
+            replica.is_some_and(|r| r.room_bytes >= size_bytes)
+        };
+        if record.waited_for().iter().all(roomy) {
+            record.size_bytes = size_bytes;
+            record.target_bytes = None;
+            record.shrank = false;
+            self.changed(Change::Resized { volume, size_bytes });
+        }
+    }
+
+    fn replica_room(
+        &mut self,
+        volume: VolumeIx,
+        node: NodeId,
+        incarnation: Incarnation,
+        size_bytes: u64,
+        room_bytes: u64,
+    ) -> bool {
+        let Some(record) = self.volumes.get_mut(usize::from(volume.0)) else {
+            return false;
+        };
+        let same_size = record.size_bytes == size_bytes;
+        match record.replicas.get_mut(&node) {
+            Some(r) if r.incarnation == incarnation && same_size && r.room_bytes < room_bytes => {
+                r.room_bytes = room_bytes;
+            }
+            _ => return false,
+        }
+        self.grow(volume);
         true
     }
 
@@ -547,6 +681,7 @@ impl ResourceRecord {
             node,
             ReplicaRecord {
                 incarnation,
+                room_bytes: record.size_bytes,
                 suspect: true,
                 ..ReplicaRecord::default()
             },
@@ -663,6 +798,7 @@ impl ClusterState {
                     incarnation: *incarnation,
                     run: *run,
                     nonce: *nonce,
+                    room_bytes: 0,
                     unclean: *unclean,
                     suspect: *outdated,
                 };
@@ -698,6 +834,29 @@ impl ClusterState {
             } => self
                 .on(*resource, Some(*generation), |r| {
                     r.replica_remove(*volume, *node)
+                })
+                .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
+            Command::Resize {
+                resource,
+                volume,
+                generation,
+                size_bytes,
+                shrink,
+            } => self
+                .on(*resource, Some(*generation), |r| {
+                    r.resize(*volume, *size_bytes, *shrink)
+                })
+                .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
+            Command::ReplicaRoom {
+                resource,
+                volume,
+                node,
+                incarnation,
+                size_bytes,
+                room_bytes,
+            } => self
+                .on(*resource, None, |r| {
+                    r.replica_room(*volume, *node, *incarnation, *size_bytes, *room_bytes)
                 })
                 .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
             Command::Want { resource, wanted } => self
@@ -774,6 +933,8 @@ impl ClusterState {
                     upkeep: Upkeep::default(),
                     id: v.id,
                     size_bytes: v.size_bytes,
+                    target_bytes: None,
+                    shrank: false,
                     in_sync: v.in_sync,
                     replicas: v
                         .replicas
@@ -783,6 +944,7 @@ impl ClusterState {
                                 node,
                                 ReplicaRecord {
                                     incarnation,
+                                    room_bytes: v.size_bytes,
                                     ..ReplicaRecord::default()
                                 },
                             )

@@ -188,7 +188,9 @@ impl Node {
         }
         let phase = record.primary.map(|p| (p, self.phase_of(now, ix, p)));
         match phase {
-            Some((_, PhaseWord::Primary)) => self.redundancy_waits(now, record),
+            Some((_, PhaseWord::Primary)) => self
+                .room_waits(ix, record)
+                .or_else(|| self.redundancy_waits(now, record)),
             Some((p, PhaseWord::Leading)) => Some(format!(
                 "{} is primary and hears the other replicas before it opens",
                 self.config.name_of(p)
@@ -211,6 +213,35 @@ impl Node {
         }
         self.heard_of(node, ResourceIx(ix as u16))
             .map_or(PhaseWord::Unknown, |h| h.phase)
+    }
+
+    /// A volume that shall grow waits for the room.
+    fn room_waits(&self, ix: usize, record: &ResourceRecord) -> Option<String> {
+        record.volumes.iter().enumerate().find_map(|(v, of)| {
+            let target = of.target_bytes?;
+            let short: NodeSet = of
+                .waited_for()
+                .iter()
+                .filter(|n| of.replicas.get(n).is_none_or(|r| r.room_bytes < target))
+                .collect();
+            let named = self.config.resources[ix].volumes.get(v)?;
+            let mut text = format!(
+                "volume {} grows to {target} bytes when {} made room",
+                named.name,
+                match short.len() {
+                    1 => format!("{} has", self.names(short)),
+                    _ => format!("{} have", self.names(short)),
+                }
+            );
+            let local = self.resources[ix].locals.get(v);
+            if let Some(bytes) = local.and_then(|l| l.no_room) {
+                text += &format!(
+                    "; the backing on {} must have {bytes} bytes for that: make it larger, or call it off with the present size",
+                    self.config.name_of(self.me())
+                );
+            }
+            Some(text)
+        })
     }
 
     fn redundancy_waits(&self, now: Now, record: &ResourceRecord) -> Option<String> {

@@ -34,6 +34,8 @@ pub(crate) fn base() -> Superblock {
         volume: VOLUME,
         node: NodeId(0),
         geometry: GEOMETRY,
+        capacity: GEOMETRY.blocks,
+        tail_unknown: false,
         page_bytes: 512,
         incarnation: INCARNATION,
         run: Run(3),

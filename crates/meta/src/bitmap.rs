@@ -66,6 +66,17 @@ impl Bitmap {
         self.blocks
     }
 
+    /// Makes it a set over more blocks; the new ones are not in it. What the disk holds is forgotten.
+    pub fn grow(&mut self, blocks: u64) {
+        assert!(blocks >= self.blocks);
+        self.blocks = blocks;
+        let pages = blocks.div_ceil(page::page_bits(self.page_bytes));
+        self.words.resize(blocks.div_ceil(64) as usize, 0);
+        self.page_counts.resize(pages as usize, 0);
+        self.saving.clear();
+        self.mark_all_unsaved();
+    }
+
     /// Blocks in the set.
     pub fn count(&self) -> u64 {
         self.count

@@ -106,6 +106,40 @@ impl Layout {
         (data + bitmaps + log_bytes(page_bytes) + 2 * slot + slack).next_multiple_of(slot)
     }
 
+    /// The largest volume that a replica with this one can grow to on a store of `store_bytes`, without its regions
+    /// overlapping; `None`: not larger than it is.
+    pub fn largest(now: Geometry, store_bytes: u64, peers_max: u8) -> Option<Geometry> {
+        let old = Self::new(now, Self::bytes_needed(now, peers_max), peers_max, 1).ok()?;
+        let end = store_end(store_bytes);
+        let (mut fits, mut too_many) = (now.blocks, end / u64::from(now.block_bytes) + 1);
+        while too_many - fits > 1 {
+            let middle = fits + (too_many - fits) / 2;
+            if old.bytes_to_grow(middle) <= end && middle <= BLOCKS_MAX {
+                fits = middle;
+            } else {
+                too_many = middle;
+            }
+        }
+        (fits > now.blocks).then_some(Geometry {
+            blocks: fits,
+            ..now
+        })
+    }
+
+    /// Bytes a store must have for the volume to grow to `blocks`: the new region begins behind the end of this one,
+    /// so that each is whole until the other is.
+    pub fn bytes_to_grow(&self, blocks: u64) -> u64 {
+        let geometry = Geometry {
+            blocks,
+            ..self.geometry
+        };
+        let needed = Self::bytes_needed_with_page(geometry, self.peers_max, self.page_bytes);
+        let data = geometry
+            .bytes()
+            .next_multiple_of(u64::from(self.page_bytes));
+        needed.max(self.region_end + (needed - data))
+    }
+
     /// The most extents one transaction of a page can name: the limit of `log_slots`.
     pub const fn log_slots_max(page_bytes: u32) -> u32 {
         (page_bytes - crate::log::HEADER_BYTES) / 4

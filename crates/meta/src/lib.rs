@@ -30,5 +30,7 @@ pub use layout::{
 };
 pub use log::{LogState, Transaction, recover_log};
 pub use page::{Loaded, Owner};
-pub use region::{BitmapStart, Located, Recovered, initialise, locate, superblock_range};
+pub use region::{
+    BitmapStart, Located, Recovered, initialise, locate, locate_among, superblock_range,
+};
 pub use superblock::{COUNTER_MAX, FORMAT_VERSION, SlotState, Superblock, choose};

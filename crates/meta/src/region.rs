@@ -25,7 +25,7 @@ pub fn initialise(
     superblock: &Superblock,
     bitmaps: BitmapStart,
 ) -> Result<Vec<(u64, Bytes)>, MetaError> {
-    if superblock.geometry != layout.geometry || superblock.page_bytes != layout.page_bytes {
+    if superblock.room() != layout.geometry || superblock.page_bytes != layout.page_bytes {
         return Err(MetaError::Impossible {
             what: "superblock page size",
             value: superblock.page_bytes.into(),
@@ -93,7 +93,7 @@ pub fn locate(store_bytes: u64, tail: &[u8]) -> Result<Located, MetaError> {
     let b = &b[..SUPERBLOCK_SLOT_BYTES as usize];
     let superblock = choose(a, b)?;
     let layout = Layout::with_page(
-        superblock.geometry,
+        superblock.room(),
         store_bytes,
         PEERS_MAX,
         superblock.log_slots,
@@ -114,6 +114,32 @@ pub fn locate(store_bytes: u64, tail: &[u8]) -> Result<Located, MetaError> {
         layout,
         other_slot_damaged,
     })
+}
+
+/// Finds a replica whose metadata ends at one of several places, from the bytes at their [`superblock_range`]s: while a
+/// volume grows there are two. The newest superblock counts: it was written after everything around it.
+pub fn locate_among(ends: &[(u64, &[u8])]) -> Result<Located, MetaError> {
+    let mut newest: Option<Located> = None;
+    let mut refusal = None;
+    for &(end, tail) in ends {
+        match locate(end, tail) {
+            Ok(found)
+                if newest
+                    .as_ref()
+                    .is_none_or(|n| n.superblock.update < found.superblock.update) =>
+            {
+                newest = Some(found);
+            }
+            Ok(_) => {}
+            // Who has nothing says less than who has something that cannot be read.
+            Err(e) => {
+                if refusal.as_ref().is_none_or(|r| *r == MetaError::Blank) {
+                    refusal = Some(e);
+                }
+            }
+        }
+    }
+    newest.ok_or_else(|| refusal.unwrap_or(MetaError::Blank))
 }
 
 impl Located {

@@ -23,9 +23,12 @@ const PEERS_AT: usize = 128;
 const SEEN_AT: usize = 136;
 const SEEN_BYTES: usize = 24;
 const FOUND_AT: usize = SEEN_AT + SEEN_BYTES * PEERS_MAX as usize;
-const _: () = assert!(FOUND_AT + 8 * RUNS_KEPT <= CRC_AT);
+const _: () = assert!(FOUND_AT + 8 * RUNS_KEPT <= CAPACITY_AT);
 const NO_PEER: u8 = 0xff;
 const FLAG_CLEAN: u8 = 1;
+const FLAG_TAIL: u8 = 2;
+/// Zero where the capacity is the volume's size.
+const CAPACITY_AT: usize = CRC_AT - 8;
 
 /// A replica's superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +43,10 @@ pub struct Superblock {
     pub node: NodeId,
     /// Size and unit of the volume.
     pub geometry: Geometry,
+    /// Blocks there is metadata for: the volume's, or more while it is about to grow.
+    pub capacity: u64,
+    /// What the blocks past the volume's size hold is not known; else they are zero.
+    pub tail_unknown: bool,
     /// Bytes per metadata page.
     pub page_bytes: u32,
     /// Identity of this initialisation of the disk.
@@ -97,7 +104,11 @@ impl Superblock {
         b[8..12].copy_from_slice(&self.version.to_le_bytes());
         b[12] = self.node.0;
         b[13] = disk_code(self.disk);
-        b[14] = if self.clean { FLAG_CLEAN } else { 0 };
+        b[14] =
+            if self.clean { FLAG_CLEAN } else { 0 } | if self.tail_unknown { FLAG_TAIL } else { 0 };
+        if self.capacity != self.geometry.blocks {
+            b[CAPACITY_AT..CAPACITY_AT + 8].copy_from_slice(&self.capacity.to_le_bytes());
+        }
         b[16..24].copy_from_slice(&self.cluster.to_le_bytes());
         b[24..32].copy_from_slice(&self.volume.0.to_le_bytes());
         b[32..36].copy_from_slice(&self.geometry.block_bytes.to_le_bytes());
@@ -167,7 +178,7 @@ impl Superblock {
         let Some(disk) = disk_state(b[13]) else {
             return wrong("disk state", b[13]);
         };
-        if b[14] & !FLAG_CLEAN != 0 {
+        if b[14] & !(FLAG_CLEAN | FLAG_TAIL) != 0 {
             return wrong("flags", b[14]);
         }
         let mut peer_slots = [None; PEERS_MAX as usize];
@@ -193,6 +204,11 @@ impl Superblock {
                 extent_blocks: u32_at(b, 36),
                 blocks: u64_at(b, 40),
             },
+            capacity: match u64_at(b, CAPACITY_AT) {
+                0 => u64_at(b, 40),
+                more => more,
+            },
+            tail_unknown: b[14] & FLAG_TAIL != 0,
             page_bytes: u32_at(b, 48),
             incarnation: Incarnation(u64_at(b, 56)),
             run: Run(u64_at(b, 64)),
@@ -216,6 +232,12 @@ impl Superblock {
             found: std::array::from_fn(|run| u64_at(b, FOUND_AT + 8 * run)),
             update: u64_at(b, 120),
         };
+        if superblock.capacity < superblock.geometry.blocks {
+            return Err(MetaError::Field {
+                field: "capacity",
+                value: superblock.capacity,
+            });
+        }
         let counters = [
             ("run", superblock.run.0),
             ("promised epoch", superblock.promised.0),
@@ -226,6 +248,14 @@ impl Superblock {
         match counters.into_iter().find(|(_, value)| *value > COUNTER_MAX) {
             Some((field, value)) => Err(MetaError::Field { field, value }),
             None => Ok(superblock),
+        }
+    }
+
+    /// What there is metadata for.
+    pub fn room(&self) -> Geometry {
+        Geometry {
+            blocks: self.capacity,
+            ..self.geometry
         }
     }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use holdfast_meta::{
     Bitmap, BitmapStart, COUNTER_MAX, FORMAT_VERSION, LOG_SLOTS_MIN, Layout, Located, MetaError,
     Owner, PEERS_MAX, Recovered, SECTOR_BYTES, Superblock, Transaction, Unsaved, initialise,
-    locate, recover_log, superblock_range,
+    locate, locate_among, recover_log, superblock_range,
 };
 use holdfast_types::{BlockRange, DiskState, Epoch, Geometry, Incarnation, NodeId, Run, VolumeId};
 use proptest::prelude::*;
@@ -25,6 +25,8 @@ fn superblock(page_bytes: u32) -> Superblock {
         volume: VolumeId(8),
         node: NodeId(0),
         geometry: GEOMETRY,
+        capacity: GEOMETRY.blocks,
+        tail_unknown: false,
         page_bytes,
         incarnation: Incarnation(9),
         run: Run(1),
@@ -494,4 +496,52 @@ fn an_earlier_replica_is_forgotten() {
             "the old replica's clean bits"
         );
     }
+}
+
+/// A second region at the store's new end counts exactly from the moment its superblock is whole.
+#[test]
+fn of_two_regions_the_newer_superblock_counts() {
+    const PAGE: u32 = 512;
+    const SLOTS: u32 = 8;
+    let store = Layout::bytes_needed_with_page(GEOMETRY, PEERS_MAX, PAGE);
+    let old_layout = Layout::with_page(GEOMETRY, store, PEERS_MAX, SLOTS, PAGE).unwrap();
+    let mut old = superblock(PAGE);
+    old.log_slots = SLOTS;
+    old.update = 6;
+    let blocks = GEOMETRY.blocks * 8;
+    let end = old_layout.bytes_to_grow(blocks);
+    let new_layout =
+        Layout::with_page(Geometry { blocks, ..GEOMETRY }, end, PEERS_MAX, SLOTS, PAGE).unwrap();
+    assert!(new_layout.region_offset >= old_layout.region_end);
+    assert!(new_layout.region_offset >= blocks * u64::from(GEOMETRY.block_bytes));
+    let mut disk = vec![0xA5; end as usize];
+    for (offset, bytes) in initialise(&old_layout, &old, BitmapStart::Clean).unwrap() {
+        disk[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+    }
+    let found = |disk: &[u8]| {
+        let tails: Vec<(u64, &[u8])> = [store, end]
+            .iter()
+            .map(|&e| {
+                let (at, len) = superblock_range(e).unwrap();
+                (e, &disk[at as usize..(at + len) as usize])
+            })
+            .collect();
+        locate_among(&tails).unwrap()
+    };
+    assert_eq!(found(&disk).layout, old_layout);
+    let mut new = old.clone();
+    new.capacity = blocks;
+    new.tail_unknown = true;
+    new.update = 7;
+    let (offset, bytes) = new.write(&new_layout);
+    // Torn anywhere within its sector's write: the old one still counts.
+    disk[offset as usize] = bytes[0];
+    assert_eq!(found(&disk).layout, old_layout);
+    disk[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+    let now = found(&disk);
+    assert_eq!((now.layout, &now.superblock), (new_layout, &new));
+    // The old one may be written over from here on.
+    let (at, len) = old_layout.region();
+    disk[at as usize..(at + len) as usize].fill(0);
+    assert_eq!(found(&disk).layout, new_layout);
 }

@@ -32,6 +32,8 @@ fn superblock() -> Superblock {
             blocks: 262_144,
             extent_blocks: 1024,
         },
+        capacity: 262_144,
+        tail_unknown: false,
         page_bytes: 4096,
         incarnation: Incarnation(0x2122_2324_2526_2728),
         run: Run(9),

@@ -83,6 +83,8 @@ fn superblock(geometry: Geometry, page_bytes: u32) -> Superblock {
         volume: VolumeId(8),
         node: NodeId(0),
         geometry,
+        capacity: geometry.blocks,
+        tail_unknown: false,
         page_bytes,
         incarnation: Incarnation(9),
         run: Run(1),

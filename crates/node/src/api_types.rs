@@ -72,6 +72,20 @@ pub enum Request {
         #[serde(default)]
         peer: Option<String>,
     },
+    /// Give a volume another size; answered when it has it.
+    Resize {
+        /// Which resource.
+        resource: String,
+        /// Which volume; `None`: the only one.
+        #[serde(default)]
+        volume: Option<String>,
+        /// Bytes; `None`: as large as the smallest backing allows.
+        #[serde(default)]
+        size_bytes: Option<u64>,
+        /// To make it smaller: the consent, typed out word by word ([`SHRINK_CONSENT`]).
+        #[serde(default)]
+        shrink: Option<String>,
+    },
     /// Give a node that has none a replica of a volume; answered when it is recorded and being filled.
     ReplicaAdd {
         /// Which resource.
@@ -149,6 +163,9 @@ pub const MAJORITY: &str = "majority";
 
 /// What must be typed to promote a node that lacks data which another node has.
 pub const FORCE_CONSENT: &str = "lose newer data";
+
+/// What must be typed to make a volume smaller.
+pub const SHRINK_CONSENT: &str = "lose the end";
 
 /// One line from the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use holdfast_blockdev::store::{FaultPlan, OpenError, OpenOptions, Store, create_file, open};
 use holdfast_meta::{
     BitmapStart, Layout, MetaError, PEERS_MAX, Recovered, Superblock, initialise, locate,
-    superblock_range,
+    locate_among, superblock_range,
 };
 use holdfast_types::{DiskState, Epoch, Geometry, Incarnation, NodeId, NodeSet, Run, VolumeId};
 use holdfast_uring::BufPool;
@@ -102,6 +102,8 @@ pub struct Place {
     pub size_bytes: u64,
     /// Its backing.
     pub path: PathBuf,
+    /// Where its metadata was last known to end there: before the backing's own end, if that was made larger.
+    pub end: Option<u64>,
 }
 
 impl Place {
@@ -166,7 +168,17 @@ impl Place {
         let tail = store
             .read_region(offset, len as usize)
             .map_err(self.io("read"))?;
-        match locate(bytes, &tail) {
+        let found = match (locate(bytes, &tail), self.end.filter(|e| *e < bytes)) {
+            (Err(MetaError::Blank | MetaError::Foreign), Some(end)) => {
+                let (offset, len) = superblock_range(end).map_err(|e| self.meta(e))?;
+                let tail = store
+                    .read_region(offset, len as usize)
+                    .map_err(self.io("read"))?;
+                locate(end, &tail)
+            }
+            (found, _) => found,
+        };
+        match found {
             Ok(found) => {
                 let s = &found.superblock;
                 let what = if s.cluster != self.cluster {
@@ -225,6 +237,8 @@ impl Place {
             volume: new.volume,
             node: self.me,
             geometry: self.geometry(),
+            capacity: self.geometry().blocks,
+            tail_unknown: false,
             page_bytes: layout.page_bytes,
             incarnation: new.incarnation,
             run: Run(0),
@@ -281,26 +295,20 @@ impl Place {
     ) -> Result<Opened, BackingError> {
         let mut store = self.open_store(pool, fault)?;
         let bytes = store.size_bytes();
-        let (offset, len) = superblock_range(bytes).map_err(|e| self.meta(e))?;
-        let tail = store
-            .read_region(offset, len as usize)
-            .map_err(self.io("read"))?;
-        let located = locate(bytes, &tail).map_err(|e| self.meta(e))?;
+        let mut tails = Vec::new();
+        for end in self.end.into_iter().filter(|e| *e < bytes).chain([bytes]) {
+            let (offset, len) = superblock_range(end).map_err(|e| self.meta(e))?;
+            let tail = store
+                .read_region(offset, len as usize)
+                .map_err(self.io("read"))?;
+            tails.push((end, tail));
+        }
+        let ends: Vec<(u64, &[u8])> = tails.iter().map(|(end, tail)| (*end, &tail[..])).collect();
+        let located = locate_among(&ends).map_err(|e| self.meta(e))?;
         located
             .superblock
             .check_identity(self.cluster, volume, self.me)
             .map_err(|e| self.meta(e))?;
-        let geometry = located.superblock.geometry;
-        if geometry != self.geometry() {
-            return Err(BackingError::Taken {
-                path: self.path.clone(),
-                what: format!(
-                    "the same volume with {} bytes instead of {} (a volume keeps the size it was created with)",
-                    geometry.bytes(),
-                    self.size_bytes
-                ),
-            });
-        }
         let recovered = located.recover_with::<ReadError>(|offset, len| {
             Ok(store
                 .read_region(offset, len as usize)

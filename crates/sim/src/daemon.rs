@@ -389,6 +389,11 @@ impl World {
                     };
                     self.hop(n, CONTROL, Input::Control(event));
                 }
+                rep::Action::MakeRoom { .. } => {
+                    // Simulated disks have one size; growing is played in the replicator's own tests.
+                    let event = rep::Event::Room { store_bytes: None };
+                    self.hop(n, REPLICA, Input::Replica(event));
+                }
                 rep::Action::Note(note) => self.replica_note(n, note),
             }
         }
@@ -491,7 +496,9 @@ impl World {
             rep::ToControl::Started { .. }
             | rep::ToControl::Promised { .. }
             | rep::ToControl::Drained { .. }
-            | rep::ToControl::Deposed { .. } => {}
+            | rep::ToControl::Deposed { .. }
+            | rep::ToControl::Room { .. }
+            | rep::ToControl::NoRoom { .. } => {}
         }
     }
 
@@ -527,6 +534,7 @@ impl World {
             rep::Note::Verified(report) if report.is_complete() => self.trace.mark("verify ended"),
             rep::Note::Verified(_) => self.trace.mark("verify cut short"),
             rep::Note::Repaired { .. } => self.trace.mark("repaired"),
+            rep::Note::Resized { .. } => self.trace.mark("resized"),
             rep::Note::DiskFailed { .. } => self.trace.mark("disk failure noted"),
             rep::Note::Protocol { .. } => self.trace.mark("protocol note"),
         }

@@ -371,6 +371,8 @@ impl World {
             volume: VOLUME,
             node: node.id,
             geometry: self.layout.geometry,
+            capacity: self.layout.geometry.blocks,
+            tail_unknown: false,
             page_bytes: PAGE_BYTES,
             incarnation: node.incarnation,
             run: Default::default(),

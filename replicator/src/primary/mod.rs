@@ -362,6 +362,7 @@ impl Primary {
                 self.pump_jobs(ctx);
             }
             FromControl::Lead(_)
+            | FromControl::Size(_)
             | FromControl::Promise { .. }
             | FromControl::Withdraw { .. }
             | FromControl::StepDown
@@ -437,6 +438,25 @@ impl Primary {
             self.uncount(ctx);
         }
         ctx.place(data_nodes);
+    }
+
+    /// More or less of the volume is served now: who has no room for it has to make some first.
+    pub(crate) fn resized(&mut self, ctx: &mut Ctx) {
+        let served = ctx.served();
+        let small: Vec<NodeId> = self
+            .sessions
+            .keys()
+            .copied()
+            .filter(|peer| {
+                let hello = ctx.links.get(peer).and_then(|l| l.hello.as_ref());
+                hello.is_some_and(|h| h.geometry.blocks < served)
+            })
+            .collect();
+        for peer in small {
+            self.peer_down(ctx, peer);
+            ctx.disconnect(peer);
+        }
+        self.pump_jobs(ctx);
     }
 
     /// Proposes a change of the in-sync set, unless one is under way.

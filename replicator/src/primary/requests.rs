@@ -52,7 +52,7 @@ pub(super) struct Piece {
 
 impl Primary {
     pub(crate) fn request(&mut self, ctx: &mut Ctx, req: ReqId, request: Request) {
-        if let Err(error) = check(ctx.layout.geometry.bytes(), &request) {
+        if let Err(error) = check(ctx.superblock.geometry.bytes(), &request) {
             ctx.out.push(Action::Complete {
                 req,
                 result: Err(error),

@@ -5,6 +5,7 @@ use super::{Phase, Primary};
 use crate::config::{LAG_BYTES_MAX, LAG_MAX};
 use crate::ctx::Ctx;
 use crate::replica::is_split;
+use crate::room::served_part;
 use crate::rules::Rule;
 use crate::{Note, Now, SetChange};
 use holdfast_types::{
@@ -107,6 +108,7 @@ impl Primary {
                 return;
             }
         } else if self.phase != Phase::Open
+            || hello.geometry.blocks < ctx.served()
             || matches!(hello.disk, DiskState::Diskless | DiskState::Failed)
             || link.trouble.is_some()
             || !self.may_rejoin(ctx, peer)
@@ -378,16 +380,18 @@ impl Primary {
         if let Some(session) = self.sessions.get_mut(&peer) {
             session.attached = true;
         }
-        let blocks = ctx.layout.geometry.blocks;
-        let report = report
+        // What lies past the volume's end is nobody's.
+        let report: Vec<BlockRange> = report
             .iter()
-            .filter(|r| BlockRange::checked(r.first, r.count, blocks).is_some());
+            .filter(|r| BlockRange::checked(r.first, r.count, u64::MAX).is_some())
+            .filter_map(|&r| served_part(ctx, r))
+            .collect();
         if self.phase != Phase::Open {
             if !member {
                 return; // removed meanwhile: the session is being closed
             }
             // In doubt on one member: different perhaps from any other data node (rules 3, 16).
-            for &range in report {
+            for range in report {
                 let whom = if ctx.off(Rule::PromotionBits) {
                     self.members(ctx)
                 } else {
@@ -413,7 +417,7 @@ impl Primary {
             if ctx.off(Rule::BitsUntilAnswered) {
                 ctx.bits.replace(peer, &[]);
             }
-            for &range in report {
+            for range in report {
                 ctx.bits.suspect(NodeSet::only(peer), range);
             }
             if let Some(why) = strange {

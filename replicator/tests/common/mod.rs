@@ -7,11 +7,11 @@ pub mod power;
 
 use bytes::Bytes;
 use holdfast_meta::{
-    BitmapStart, FORMAT_VERSION, Layout, Superblock, initialise, locate, superblock_range,
+    BitmapStart, FORMAT_VERSION, Layout, Superblock, initialise, locate_among, superblock_range,
 };
 use holdfast_replicator::{
     Action, Config, DiskOp, Event, FromControl, IoId, Note, Now, Replica, ReqId, Request,
-    RequestError, Rule, Timing, ToControl, View,
+    RequestError, Rule, Timing, ToControl, View, VolumeSize,
 };
 use holdfast_types::{
     DiskState, Epoch, Gen, Geometry, Incarnation, NodeId, NodeSet, Run, VolumeId,
@@ -29,6 +29,12 @@ const STORE_BYTES: usize = 64 * 64 + 64 * 1024;
 pub struct Site {
     pub replica: Option<Replica>,
     pub disk: Vec<u8>,
+    /// Where its metadata was last known to end.
+    pub end: u64,
+    /// Its store may not become larger than this.
+    pub most: u64,
+    /// The room it says it has.
+    pub room: u64,
     pub answers: BTreeMap<u64, Result<Bytes, RequestError>>,
     pub notes: Vec<Note>,
     pub opened: Option<Epoch>,
@@ -68,6 +74,9 @@ pub struct Cluster {
     pub sites: Vec<Site>,
     pub now: Now,
     pub view: View,
+    pub size: Option<VolumeSize>,
+    /// It shrank: all replicas are waited for before it grows again.
+    shrank: bool,
     pub links: NodeSetPairs,
     frames: VecDeque<(usize, usize, holdfast_wire::Frame)>,
     /// Every frame that was sent, from whom and to whom.
@@ -123,6 +132,8 @@ impl Cluster {
                 suspect: NodeSet::EMPTY,
                 lineage: 1,
             },
+            size: None,
+            shrank: false,
             links: NodeSetPairs::default(),
             frames: VecDeque::new(),
             sent: Vec::new(),
@@ -150,12 +161,17 @@ impl Cluster {
     /// It runs and greets the others.
     pub fn start_without_settling(&mut self, n: usize) {
         let site = &mut self.sites[n];
-        let (offset, len) = superblock_range(STORE_BYTES as u64).unwrap();
-        let located = locate(
-            STORE_BYTES as u64,
-            &site.disk[offset as usize..(offset + len) as usize],
-        )
-        .unwrap();
+        // Where it was last known to end, and where the store ends now: a daemon remembers no more.
+        let ends = [site.end, site.disk.len() as u64];
+        let tails: Vec<(u64, &[u8])> = ends
+            .iter()
+            .map(|&end| {
+                let (offset, len) = superblock_range(end).unwrap();
+                (end, &site.disk[offset as usize..(offset + len) as usize])
+            })
+            .collect();
+        let located = locate_among(&tails).unwrap();
+        site.end = located.layout.region_end;
         let (from, len) = located.layout.region();
         let recovered = located
             .recover(&site.disk[from as usize..(from + len) as usize])
@@ -173,6 +189,9 @@ impl Cluster {
         site.replica = Some(Replica::start(cfg, recovered, site.boot, self.now, &mut out).unwrap());
         self.perform(n, out);
         self.settle();
+        if let Some(size) = self.size {
+            self.event(n, Event::Control(FromControl::Size(size)));
+        }
         self.event(n, Event::Control(FromControl::View(self.view)));
         for other in 0..self.sites.len() {
             self.connect(n, other);
@@ -211,6 +230,16 @@ impl Cluster {
             self.event(n, event);
         }
         self.settle();
+    }
+
+    /// Power is cut: what was submitted to the disk and had not ended is there or not, by turns.
+    pub fn crash(&mut self, n: usize) {
+        let mut keep = false;
+        self.sites[n].queue.retain(|_| {
+            keep = !keep;
+            keep
+        });
+        self.kill(n);
     }
 
     pub fn cut(&mut self, n: usize) {
@@ -313,6 +342,16 @@ impl Cluster {
                     );
                 }
                 Action::Control(message) => self.control(n, message),
+                Action::MakeRoom { bytes } => {
+                    let site = &mut self.sites[n];
+                    let enough = bytes <= site.most;
+                    if enough && bytes > site.disk.len() as u64 {
+                        // What a store holds where nobody wrote is not known.
+                        site.disk.resize(bytes as usize, 0xE7);
+                    }
+                    let store_bytes = enough.then_some(site.disk.len() as u64);
+                    self.event(n, Event::Room { store_bytes });
+                }
                 Action::Note(note) => {
                     // A primary says it too, of its peers.
                     if let Note::Attached { peer, member, .. } = note
@@ -358,7 +397,70 @@ impl Cluster {
             ToControl::Drained { .. } => self.sites[n].drained = true,
             ToControl::Stopped => self.sites[n].stopped = true,
             ToControl::Started { run, .. } => self.sites[n].told.run = run,
-            ToControl::Deposed { .. } | ToControl::DiskFailed => {}
+            ToControl::Room {
+                size_bytes,
+                room_bytes,
+                store_bytes,
+            } => {
+                self.sites[n].end = store_bytes;
+                if self.size.is_some_and(|s| s.size_bytes == size_bytes) {
+                    self.sites[n].room = room_bytes;
+                }
+                self.try_resize();
+            }
+            ToControl::NoRoom { .. } | ToControl::Deposed { .. } | ToControl::DiskFailed => {}
+        }
+    }
+
+    /// The operator wants the volume to have this many blocks.
+    pub fn grow_to(&mut self, blocks: u64) {
+        let now = self.size.map_or(GEOMETRY.bytes(), |s| s.size_bytes);
+        self.size = Some(VolumeSize {
+            size_bytes: now,
+            room_bytes: blocks * BLOCK as u64,
+        });
+        self.publish_size();
+        self.try_resize();
+    }
+
+    /// The same, smaller, at once.
+    pub fn shrink_to(&mut self, blocks: u64) {
+        let bytes = blocks * BLOCK as u64;
+        self.size = Some(VolumeSize {
+            size_bytes: bytes,
+            room_bytes: bytes,
+        });
+        self.sites.iter_mut().for_each(|s| s.room = 0);
+        self.shrank = true;
+        self.publish_size();
+    }
+
+    /// The volume grows when every member has the room.
+    fn try_resize(&mut self) {
+        let Some(size) = self.size.filter(|s| s.room_bytes > s.size_bytes) else {
+            return;
+        };
+        let roomy = |n: NodeId| self.sites[usize::from(n.0)].room >= size.room_bytes;
+        let waited_for = if self.shrank {
+            self.view.data_nodes
+        } else {
+            self.view.in_sync
+        };
+        if waited_for.iter().all(roomy) {
+            self.shrank = false;
+            self.size = Some(VolumeSize {
+                size_bytes: size.room_bytes,
+                ..size
+            });
+            self.publish_size();
+        }
+    }
+
+    fn publish_size(&mut self) {
+        if let Some(size) = self.size {
+            for n in 0..self.sites.len() {
+                self.event(n, Event::Control(FromControl::Size(size)));
+            }
         }
     }
 
@@ -584,7 +686,8 @@ impl Cluster {
     }
 
     pub fn assert_equal(&self, a: usize, b: usize) {
-        let bytes = GEOMETRY.bytes() as usize;
+        let size = self.size.map_or(GEOMETRY.bytes(), |s| s.size_bytes);
+        let bytes = size as usize;
         assert_eq!(self.sites[a].disk[..bytes], self.sites[b].disk[..bytes]);
     }
 }
@@ -598,6 +701,8 @@ impl Site {
             volume: VolumeId(7),
             node: NodeId(n as u8),
             geometry: GEOMETRY,
+            capacity: GEOMETRY.blocks,
+            tail_unknown: false,
             page_bytes: 512,
             incarnation: Incarnation(100 + n as u64),
             run: Run(0),
@@ -629,6 +734,9 @@ impl Site {
         let mut site = Self {
             replica: None,
             disk: vec![0; STORE_BYTES],
+            end: STORE_BYTES as u64,
+            most: u64::MAX,
+            room: 0,
             answers: BTreeMap::new(),
             notes: Vec::new(),
             opened: None,

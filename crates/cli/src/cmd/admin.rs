@@ -2,8 +2,8 @@
 
 use super::progress::Shown;
 use crate::args::{
-    Address, DaemonArgs, IsolateArgs, PromoteArgs, ReplicaCommand, ResourceArgs, ResyncArgs,
-    RoleArgs,
+    Address, DaemonArgs, IsolateArgs, PromoteArgs, ReplicaCommand, ResizeArgs, ResourceArgs,
+    ResyncArgs, RoleArgs,
 };
 use crate::client::{Client, unexpected};
 use crate::failure::Failure;
@@ -63,6 +63,27 @@ pub(super) fn resync(args: ResyncArgs, json: bool) -> Result<(), Failure> {
             volume: a.volume,
             peer: a.node,
         }
+    };
+    simple(&args.daemon, &request, json)
+}
+
+pub(super) fn resize(args: ResizeArgs, json: bool) -> Result<(), Failure> {
+    let (resource, volume) = of_volume(args.volume)?;
+    let size_bytes = match &args.size {
+        None => None,
+        Some(text) => {
+            let wrong = |message| Failure::Usage {
+                message,
+                fix: "a size like 512MiB or 2TiB".into(),
+            };
+            Some(holdfast_config::parse_size(text).map_err(wrong)?)
+        }
+    };
+    let request = Request::Resize {
+        resource,
+        volume,
+        size_bytes,
+        shrink: args.force_shrink,
     };
     simple(&args.daemon, &request, json)
 }

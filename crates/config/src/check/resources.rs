@@ -321,6 +321,7 @@ fn volume(
         frontend,
         resync: upkeep::resync(raw, problems),
         scrub: upkeep::scrub(raw, problems),
+        on_resize: raw.on_resize.clone(),
     }
 }
 

@@ -123,6 +123,18 @@ impl Node {
                     }
                 }
             },
+            ToControl::Room {
+                size_bytes,
+                room_bytes,
+                ..
+            } => {
+                let local = &mut self.resources[ix].locals[v];
+                local.room = Some((size_bytes, room_bytes));
+                local.room_at = now;
+            }
+            ToControl::NoRoom { store_bytes } => {
+                self.resources[ix].locals[v].no_room = Some(store_bytes);
+            }
             ToControl::DiskFailed => self.resources[ix].locals[v].failed = true,
             ToControl::Stopped => {
                 self.resources[ix].locals[v].stopped = true;
@@ -190,6 +202,14 @@ impl Node {
                 continue;
             }
             local.view_sent = Some(record.generation);
+            let size = record.volumes.get(v).map(|r| VolumeSize {
+                size_bytes: r.size_bytes,
+                room_bytes: r.target_bytes.unwrap_or(r.size_bytes),
+            });
+            if let Some(size) = size.filter(|s| local.size_sent != Some(*s)) {
+                local.size_sent = Some(size);
+                self.tell_one(ix, v, FromControl::Size(size));
+            }
             if let Some(view) = record.view(VolumeIx(v as u16)) {
                 self.tell_one(ix, v, FromControl::View(view));
             }
@@ -260,6 +280,45 @@ impl Node {
                 );
             }
             let at = self.resources[ix].locals[v].seen_at;
+            self.wake(at);
+        }
+    }
+
+    /// The record knows what room there is here.
+    pub(super) fn drive_room(&mut self, now: Now, ix: usize, record: &ResourceRecord) {
+        let node = self.me();
+        for (v, of) in record.volumes.iter().enumerate() {
+            let Some(local) = self.resources[ix].locals.get_mut(v) else {
+                return;
+            };
+            let (Some(started), Some((size_bytes, room_bytes)), Some(replica)) =
+                (local.started, local.room, of.replicas.get(&node))
+            else {
+                continue;
+            };
+            let news = size_bytes == of.size_bytes
+                && room_bytes > replica.room_bytes
+                && started.incarnation == replica.incarnation;
+            if !news {
+                continue;
+            }
+            local.no_room = None;
+            if now >= local.room_at {
+                let at = now.plus_ms(self.config.timing.heartbeat_ms);
+                local.room_at = at;
+                self.propose(
+                    now,
+                    Command::ReplicaRoom {
+                        resource: ResourceIx(ix as u16),
+                        volume: VolumeIx(v as u16),
+                        node,
+                        incarnation: started.incarnation,
+                        size_bytes,
+                        room_bytes,
+                    },
+                );
+            }
+            let at = self.resources[ix].locals[v].room_at;
             self.wake(at);
         }
     }

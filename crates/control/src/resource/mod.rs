@@ -60,6 +60,12 @@ pub(crate) struct Local {
     view_sent: Option<Gen>,
     /// What it was told of resync last; nothing is what a new one goes by.
     resync_sent: Option<ResyncOrder>,
+    size_sent: Option<VolumeSize>,
+    /// The volume's size it went by, and the room it has.
+    room: Option<(u64, u64)>,
+    room_at: Now,
+    /// Bytes its store would need and cannot have.
+    pub(crate) no_room: Option<u64>,
     seen_at: Now,
     /// Promises of its former life were taken back.
     recalled: bool,
@@ -325,6 +331,7 @@ impl Node {
         self.drive_seen(now, ix, &record);
         self.drive_phase(now, ix, &record);
         self.drive_views(ix, &record);
+        self.drive_room(now, ix, &record);
         self.drive_shutdown(ix);
     }
 

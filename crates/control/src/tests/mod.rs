@@ -4,6 +4,7 @@ mod failures;
 mod members;
 mod parts;
 mod random;
+mod resize;
 mod scenarios;
 mod schedules;
 mod world;

@@ -10,6 +10,7 @@ fn place(path: PathBuf) -> Place {
         me: NodeId(1),
         size_bytes: SIZE,
         path,
+        end: None,
     }
 }
 
@@ -189,4 +190,29 @@ fn a_replica_in_use_is_refused_and_a_missing_directory_too() {
     assert!(p.open(VolumeId(5), &BufPool::default(), None).is_err());
     let nowhere = place(d.path().join("no/such/dir/v"));
     assert!(nowhere.inspect(&[]).is_err());
+}
+
+#[test]
+fn a_replica_is_found_where_it_ended_before_its_backing_grew() {
+    let dir = dir();
+    let path = dir.path().join("b");
+    let before = place(path.clone());
+    before.initialise(&new(9), &[]).unwrap();
+    let end = std::fs::metadata(&path).unwrap().len();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(2 * end).unwrap();
+    let pool = BufPool::new(0);
+    // Who does not remember finds nothing at the new end, and must not take it for blank.
+    assert!(before.open(VolumeId(9), &pool, None).is_err());
+    let after = Place {
+        end: Some(end),
+        ..before
+    };
+    assert!(matches!(
+        after.inspect(&[VolumeId(9)]),
+        Err(BackingError::Taken { .. })
+    ));
+    let opened = after.open(VolumeId(9), &pool, None).unwrap();
+    assert_eq!(opened.recovered.layout.region_end, end);
+    assert_eq!(opened.recovered.superblock.geometry.bytes(), SIZE);
 }

@@ -18,6 +18,9 @@ pub struct Entry {
     volume: String,
     /// Where it is.
     pub backing: PathBuf,
+    /// Where its metadata ends there, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<u64>,
 }
 
 impl Entry {
@@ -60,6 +63,20 @@ impl Book {
             .cloned()
     }
 
+    /// Notes where a replica's metadata ends, durably.
+    pub fn put_end(&self, resource: &str, volume: &str, end: u64) -> std::io::Result<()> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = entries.clone();
+        match new.get_mut(&key(resource, volume)) {
+            Some(entry) if entry.end != Some(end) => entry.end = Some(end),
+            _ => return Ok(()),
+        }
+        let bytes = serde_json::to_vec_pretty(&new).map_err(std::io::Error::other)?;
+        write_durably(&self.path, &bytes)?;
+        *entries = new;
+        Ok(())
+    }
+
     /// The resource and volume whose replica is at this place.
     pub fn user_of(&self, backing: &Path) -> Option<(String, String)> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,6 +110,7 @@ impl Book {
         let entry = Entry {
             volume: id.to_string(),
             backing: backing.to_owned(),
+            end: None,
         };
         let mut new = entries.clone();
         new.insert(key(resource, volume), entry);
@@ -123,6 +141,9 @@ mod tests {
             (entry.volume(), entry.backing.as_path()),
             (Some(VolumeId(0xabc)), Path::new("/b"))
         );
+        book.put_end("r", "v", 4096).unwrap();
+        let end = Book::open(dir.path()).unwrap().get("r", "v").unwrap().end;
+        assert_eq!(end, Some(4096));
         let user = ("r".to_owned(), "v".to_owned());
         assert_eq!(book.user_of(Path::new("/b")), Some(user));
         book.remove("r", "v").unwrap();

@@ -60,15 +60,16 @@ impl Context {
         let resource = self.config.resources.get(usize::from(key.resource.0))?;
         let volume = resource.volumes.get(usize::from(key.volume.0))?;
         let made = self.book.get(&resource.name, &volume.name);
-        let path = match made {
-            Some(entry) => entry.backing,
-            None => self.configured_backing(key)?,
+        let (path, end) = match made {
+            Some(entry) => (entry.backing, entry.end),
+            None => (self.configured_backing(key)?, None),
         };
         Some(Place {
             cluster: self.cluster.short(),
             me: self.me.id,
             size_bytes: volume.size_bytes,
             path,
+            end,
         })
     }
 

@@ -11,7 +11,7 @@ use crate::net::mesh::MeshEvent;
 use crate::volume::{Command, Report};
 use holdfast_control::{Action, Event, FromControl, HostStep, Note as ControlNote, ResourceIx};
 use holdfast_host::fencer::Slot;
-use holdfast_replicator::{Note, Now};
+use holdfast_replicator::{Note, Now, ToControl};
 use holdfast_types::NodeId;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -459,11 +459,20 @@ impl Daemon {
     fn report(&mut self, key: VolumeKey, report: Report) {
         let VolumeKey { resource, volume } = key;
         match report {
-            Report::Control(msg) => self.event(Event::Replica {
-                resource,
-                volume,
-                msg,
-            }),
+            Report::Control(msg) => {
+                if let ToControl::Room { store_bytes, .. } = msg {
+                    let (r, v) = self.cx.names(key);
+                    if let Err(e) = self.cx.book.put_end(&r, &v, store_bytes) {
+                        // Found again as long as the backing does not grow once more.
+                        tracing::error!("cannot note where the metadata of {r}/{v} ends: {e}");
+                    }
+                }
+                self.event(Event::Replica {
+                    resource,
+                    volume,
+                    msg,
+                });
+            }
             Report::Stalled(stalled) => {
                 let (r, v) = self.cx.names(key);
                 let text = if stalled {
@@ -482,6 +491,11 @@ impl Daemon {
                 self.stalls(resource);
             }
             Report::Note(note) => {
+                if let Note::Resized { .. } = note
+                    && let Some(Some(host)) = self.hosts.get(usize::from(resource.0))
+                {
+                    host.thread.resized(&self.cx.names(key).1);
+                }
                 self.replica_note(key, &note);
                 self.watchers
                     .retain(|(k, tx)| *k != key || tx.send(note.clone()).is_ok());

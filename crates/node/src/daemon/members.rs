@@ -10,7 +10,8 @@ use crate::api_types::{ApiError, ErrorCode, Progress, Reply, TransferKind};
 use crate::backing::{NewReplica, Place};
 use crate::clock;
 use holdfast_control::{AdminRequest, Status, VolumeStatus};
-use holdfast_types::{Incarnation, NodeId, VolumeId};
+use holdfast_meta::{Layout, PEERS_MAX};
+use holdfast_types::{Geometry, Incarnation, NodeId, VolumeId};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -299,6 +300,44 @@ pub(super) async fn make(
         me: cx.me.id,
         size_bytes,
         path,
+        end: None,
     };
     create::make(cx, key, place, new, recorded).await
+}
+
+/// The largest size that every replica's backing has room for now.
+pub(super) async fn largest(cx: &Context, key: VolumeKey) -> Result<u64, ApiError> {
+    let status = control_status(cx).await?;
+    let (resource, _) = cx.names(key);
+    let recorded = status
+        .resources
+        .iter()
+        .find(|r| r.name == resource && r.created)
+        .and_then(|r| r.volumes.get(usize::from(key.volume.0)))
+        .ok_or_else(|| error(ErrorCode::Refused, format!("{resource} is not created yet")))?;
+    let mut smallest = u64::MAX;
+    for replica in &recorded.replicas {
+        let asked = cx.ask_node(replica.node, Question::Backing { key }, STEP_TIME_MAX);
+        let bytes = match asked.await {
+            Ok(Answer::Backing(bytes)) => bytes,
+            Ok(_) => 0,
+            Err(e) => {
+                let text = format!("{}: {e}; say the size", cx.name(replica.node));
+                return Err(error(ErrorCode::Refused, text));
+            }
+        };
+        smallest = smallest.min(bytes);
+    }
+    let now = Geometry::of_bytes(recorded.size_bytes);
+    Ok(Layout::largest(now, smallest, PEERS_MAX)
+        .map_or(recorded.size_bytes, |g| g.bytes())
+        .max(recorded.size_bytes))
+}
+
+/// How large this node's backing of a volume is.
+pub(super) fn backing_bytes(cx: &Context, key: VolumeKey) -> Result<u64, String> {
+    use std::io::Seek as _;
+    let place = cx.place(key).ok_or("it holds no replica of it")?;
+    let size = |p: &std::path::Path| std::fs::File::open(p)?.seek(std::io::SeekFrom::End(0));
+    size(&place.path).map_err(|e| format!("{}: {e}", place.path.display()))
 }

@@ -82,6 +82,11 @@ pub enum Question {
         /// Where; none: where the node's configuration says.
         backing: Option<PathBuf>,
     },
+    /// How large is the backing of your replica?
+    Backing {
+        /// Of which volume.
+        key: VolumeKey,
+    },
     /// Open the replica that was made.
     Open {
         /// Which volume.
@@ -106,6 +111,8 @@ pub enum Answer {
         /// Every byte of the volume will be zero.
         all_zero: bool,
     },
+    /// To [`Question::Backing`]: bytes.
+    Backing(u64),
     /// Done.
     Done,
     /// To [`Question::Replicas`].
@@ -123,6 +130,7 @@ pub fn describe(from: NodeId, question: &Question) -> String {
         Question::Inspect { .. } => "inspect a backing",
         Question::Initialise { .. } => "initialise a replica",
         Question::Add { .. } => "make a replica of a volume that exists",
+        Question::Backing { .. } => "the size of a backing",
         Question::Open { .. } => "open a replica",
         Question::Replicas => "status",
         Question::Api { .. } => "a client's request",

@@ -10,6 +10,8 @@ use crate::volume::{Command, Volume, VolumeOptions};
 use holdfast_replicator::Replica;
 use holdfast_types::{Incarnation, NodeSet, VolumeId};
 use holdfast_uring::BufPool;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use tokio::sync::oneshot;
 
 impl Daemon {
@@ -64,6 +66,7 @@ impl Daemon {
                         VolumeLink {
                             commands: volume.commands().clone(),
                             port: volume.port(),
+                            size: volume.size(),
                         },
                     );
                 }
@@ -199,7 +202,12 @@ impl Opening {
         }
         let known = opened.recovered.superblock.data_nodes();
         let config = settings::replica_config(&self.cx.config, self.cx.me.id, known, id);
-        let geometry = opened.recovered.superblock.geometry;
+        let (r, v) = self.cx.names(self.key);
+        // Before anything can make the backing larger.
+        let end = opened.recovered.layout.region_end;
+        self.cx.book.put_end(&r, &v, end)?;
+        let geometry = opened.recovered.layout.geometry;
+        let size = opened.recovered.superblock.geometry.bytes();
         let mut first = Vec::new();
         let replica = Replica::start(
             config,
@@ -218,6 +226,7 @@ impl Opening {
             pool,
             volume: id,
             geometry,
+            size: Arc::new(AtomicU64::new(size)),
             me: self.cx.me.id,
             name,
             lanes: Some(self.lanes),

@@ -123,6 +123,30 @@ pub(super) async fn perform(cx: &Context, request: Request, client: &ToClient) -
             };
             upkeep::bounds(cx, key, paused, min, max).await
         }
+        Request::Resize {
+            resource,
+            volume,
+            size_bytes,
+            shrink,
+        } => {
+            let (ix, r) = known(cx, &resource)?;
+            let volume = volume_of(r, volume.as_deref())?;
+            let key = super::VolumeKey {
+                resource: ix,
+                volume,
+            };
+            let size_bytes = match size_bytes {
+                Some(bytes) => bytes,
+                None => members::largest(cx, key).await?,
+            };
+            let ask = AdminRequest::Resize {
+                resource: resource.clone(),
+                volume,
+                size_bytes,
+                shrink,
+            };
+            waiting(cx, &resource, ask, client).await
+        }
         Request::ReplicaAdd {
             resource,
             volume,
@@ -458,6 +482,7 @@ pub(super) async fn answer(
             recorded,
             backing,
         } => members::make(cx, key, size_bytes, replica, recorded, backing).await,
+        Question::Backing { key } => members::backing_bytes(cx, key).map(Answer::Backing),
         Question::Open { key } => {
             cx.ask_loop(|reply| Input::Open { key, reply }).await??;
             Ok(Answer::Done)

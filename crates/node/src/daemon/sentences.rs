@@ -56,6 +56,13 @@ fn changed(cx: &Context, r: &ResourceStatus, change: &Change) -> String {
                 names(cx, *in_sync)
             )
         }
+        Change::Growing { volume, size_bytes } => format!(
+            "volume {}: to have {size_bytes} bytes",
+            volume_name(r, *volume)
+        ),
+        Change::Resized { volume, size_bytes } => {
+            format!("volume {}: has {size_bytes} bytes", volume_name(r, *volume))
+        }
         Change::ReplicaAdded { volume, node } => format!(
             "volume {}: {} got a replica",
             volume_name(r, *volume),
@@ -268,6 +275,7 @@ fn step_word(step: HostStep) -> &'static str {
 /// Kind and sentence of a replica's note.
 pub(super) fn describe_replica(cx: &Context, note: &Note) -> (&'static str, String) {
     match note {
+        Note::Resized { size_bytes } => ("resized", format!("has {size_bytes} bytes now")),
         Note::Attached {
             peer,
             member,

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -59,6 +60,27 @@ fn block_possible() -> Result<(), String> {
 impl Devices {
     pub(super) fn add_volume(&mut self, name: String, link: VolumeLink) {
         self.links.insert(name, link);
+    }
+
+    /// Lets a volume's device take the volume's size. `None`: there is no device here.
+    pub(super) fn resize(&mut self, volume: &str) -> Result<Option<PathBuf>, String> {
+        let (Some(link), Some(block)) = (
+            self.links.get(volume),
+            self.open.get(volume).and_then(|o| o.block.as_ref()),
+        ) else {
+            return Ok(None);
+        };
+        let size = link.size.load(Ordering::Acquire);
+        let file = block.fuse.file();
+        block
+            .fuse
+            .resize(size)
+            .map_err(|e| format!("{} does not take the new size: {e}", file.display()))?;
+        let Some((device, _)) = &block.loop_device else {
+            return Ok(None);
+        };
+        device.take_size().map_err(|e| e.to_string())?;
+        Ok(Some(device.path().to_owned()))
     }
 
     /// The block device of a volume.
@@ -129,16 +151,17 @@ impl Devices {
         }
         let mut fuse_record = guard.register(&Undo::Fuse { path: dir.clone() })?;
         guard.still_leased(&mut fuse_record)?;
-        let fuse = match FuseMount::mount(&dir, link.port.clone(), volume.size_bytes) {
-            Ok(fuse) => fuse,
-            Err(e) => {
-                guard.unregister(fuse_record);
-                return Err(format!(
-                    "cannot mount the FUSE file at {}: {e}",
-                    dir.display()
-                ));
-            }
-        };
+        let fuse =
+            match FuseMount::mount(&dir, link.port.clone(), link.size.load(Ordering::Acquire)) {
+                Ok(fuse) => fuse,
+                Err(e) => {
+                    guard.unregister(fuse_record);
+                    return Err(format!(
+                        "cannot mount the FUSE file at {}: {e}",
+                        dir.display()
+                    ));
+                }
+            };
         let file = fuse.file();
         let block = open.block.insert(Block {
             loop_device: None,

@@ -8,8 +8,9 @@ use holdfast_host::fencer::{Record, Undo};
 use holdfast_host::mount::{self, Fs, Policy};
 use holdfast_host::service::{Plan, Readiness, Service, Spec};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a service may take to become ready.
@@ -50,7 +51,74 @@ pub(super) struct Effects {
     vips: BTreeMap<IpAddr, HeldVip>,
 }
 
+/// How a filesystem of this kind is told to fill its device.
+fn grower(fstype: &str, device: &Path, mounted: &Path) -> Option<Vec<OsString>> {
+    let words = |program: &str, args: &[&std::ffi::OsStr]| {
+        let program = OsString::from(program);
+        Some(
+            [program]
+                .into_iter()
+                .chain(args.iter().map(Into::into))
+                .collect(),
+        )
+    };
+    match fstype {
+        "ext2" | "ext3" | "ext4" => words("resize2fs", &[device.as_os_str()]),
+        "xfs" => words("xfs_growfs", &[mounted.as_os_str()]),
+        "btrfs" => words(
+            "btrfs",
+            &[
+                "filesystem".as_ref(),
+                "resize".as_ref(),
+                "max".as_ref(),
+                mounted.as_os_str(),
+            ],
+        ),
+        _ => None,
+    }
+}
+
 impl Effects {
+    /// After a volume's device has grown: the volume's own command, or what its mounted filesystem needs.
+    pub(super) fn grow(&self, s: &Settings, volume: &str, device: &Path) -> Result<String, String> {
+        let mount = s
+            .resource
+            .mounts
+            .iter()
+            .find(|m| m.volume == volume && self.mounts.contains_key(&m.path));
+        let own = s.resource.volume(volume).map_or(&[][..], |v| &v.on_resize);
+        let command: Vec<OsString> = if own.is_empty() {
+            let Some(grower) = mount.and_then(|m| grower(&m.fstype, device, &m.path)) else {
+                return Ok(format!("{} has its new size", device.display()));
+            };
+            grower
+        } else {
+            own.iter().map(OsString::from).collect()
+        };
+        let words = || {
+            let words: Vec<_> = command.iter().map(|w| w.to_string_lossy()).collect();
+            words.join(" ")
+        };
+        let mut run = std::process::Command::new(&command[0]);
+        run.args(&command[1..])
+            .env("HOLDFAST_RESOURCE", &s.resource.name)
+            .env("HOLDFAST_VOLUME", volume)
+            .env("HOLDFAST_DEVICE", device);
+        if let Some(mount) = mount {
+            run.env("HOLDFAST_MOUNT", &mount.path);
+        }
+        match run.stdin(std::process::Stdio::null()).output() {
+            Ok(out) if out.status.success() => Ok(format!("grown with `{}`", words())),
+            Ok(out) => Err(format!(
+                "`{}` ended with {}: {}",
+                words(),
+                out.status,
+                String::from_utf8_lossy(&out.stderr).trim()
+            )),
+            Err(e) => Err(format!("`{}` cannot be run: {e}", words())),
+        }
+    }
+
     // ---- mounts
 
     pub(super) fn mount(

@@ -53,6 +53,8 @@ pub struct VolumeLink {
     pub commands: Commands,
     /// The way in for FUSE.
     pub port: PortSender,
+    /// Bytes the application sees, kept up to date.
+    pub size: Arc<AtomicU64>,
 }
 
 /// One thing on the host, for `status`.
@@ -107,6 +109,7 @@ impl std::fmt::Debug for Settings {
 enum Job {
     Step { number: u64, step: HostStep },
     Volume { name: String, link: VolumeLink },
+    Resized { name: String },
     End,
 }
 
@@ -162,6 +165,12 @@ impl HostThread {
         self.send(Job::Volume {
             name: name.to_owned(),
             link,
+        });
+    }
+    /// A volume has another size: its device follows, and the filesystem on it grows.
+    pub fn resized(&self, name: &str) {
+        self.send(Job::Resized {
+            name: name.to_owned(),
         });
     }
     /// What is there.
@@ -266,6 +275,7 @@ impl Worker {
                     done(number, step, result);
                 }
                 Ok(Job::Volume { name, link }) => self.devices.add_volume(name, link),
+                Ok(Job::Resized { name }) => self.resized(&name),
                 Ok(Job::End) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
                     let guard = self.guard();
@@ -275,6 +285,23 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// The device takes the volume's size; then the filesystem takes the device's.
+    fn resized(&mut self, name: &str) {
+        let told = match self.devices.resize(name) {
+            Ok(None) => return,
+            Ok(Some(device)) => match self.effects.grow(&self.s, name, &device) {
+                Ok(done) => ("volume-resized", done),
+                Err(e) => ("resize-failed", e),
+            },
+            Err(e) => ("resize-failed", e),
+        };
+        let text = format!("volume {name}: {}", told.1);
+        if told.0 == "resize-failed" {
+            tracing::error!("{text}");
+        }
+        self.s.timeline.add(&self.s.resource.name, told.0, text);
     }
 
     fn guard(&self) -> Guard {

@@ -13,7 +13,7 @@ use holdfast_blockdev::frontend::nbd::{Cookie, ExportTable};
 use holdfast_blockdev::frontend::port::{PortError, PortReceiver, Reply};
 use holdfast_blockdev::store::{StoreError, StoreOp};
 use holdfast_replicator::{
-    Action, DiskError, DiskOp, Event, FromControl, IoId, Now, ReqId, Request, RequestError,
+    Action, DiskError, DiskOp, Event, FromControl, IoId, Note, Now, ReqId, Request, RequestError,
     ToControl,
 };
 use holdfast_types::NodeId;
@@ -21,6 +21,7 @@ use holdfast_uring::{Completion, Op, Ring, token, token_low, token_tag};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Tags of this loop's ring tokens; the store has its own.
@@ -246,9 +247,40 @@ impl Engine {
                 if matches!(message, ToControl::Opened { .. }) {
                     self.serving = true;
                 }
+                if let ToControl::Room { room_bytes, .. } = message {
+                    // Peers may send what there is room for.
+                    self.o.geometry.blocks = room_bytes / u64::from(self.o.geometry.block_bytes);
+                    for lanes in self.peers.values_mut() {
+                        lanes.set_geometry(self.o.geometry);
+                    }
+                }
                 (self.o.report)(Report::Control(message));
             }
-            Action::Note(note) => (self.o.report)(Report::Note(note)),
+            Action::MakeRoom { bytes } => {
+                // Once in a long while, and done at once for a file.
+                let made = self.o.store.grow(bytes);
+                if let Err(e) = &made {
+                    tracing::warn!("volume {}: its backing cannot grow: {e}", self.o.name);
+                }
+                self.events.push_back(Event::Room {
+                    store_bytes: made.ok(),
+                });
+            }
+            Action::Note(note) => {
+                if let Note::Resized { size_bytes } = note {
+                    self.resized(size_bytes);
+                }
+                (self.o.report)(Report::Note(note));
+            }
+        }
+    }
+
+    /// Clients that connect from now on see the new size.
+    fn resized(&mut self, size_bytes: u64) {
+        self.o.size.store(size_bytes, Ordering::Release);
+        match super::exports(&self.o.name, size_bytes) {
+            Ok(exports) => self.exports = exports,
+            Err(e) => tracing::error!("volume {}: {e}", self.o.name),
         }
     }
 

@@ -107,6 +107,10 @@ impl Lane {
         }
     }
 
+    pub(super) fn set_geometry(&mut self, geometry: Geometry) {
+        self.decoder.set_geometry(geometry);
+    }
+
     pub(super) fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }

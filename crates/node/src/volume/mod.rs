@@ -22,13 +22,14 @@ pub use machine::Machine;
 
 use crate::net::lanes::Lanes;
 use crate::vital;
-use holdfast_blockdev::frontend::nbd::ExportTable;
+use holdfast_blockdev::frontend::nbd::{ExportError, ExportTable};
 use holdfast_blockdev::frontend::port::{PortSender, port};
 use holdfast_blockdev::store::Store;
 use holdfast_replicator::{Action, Note, ToControl};
 use holdfast_types::{Geometry, NodeId, VolumeId};
 use holdfast_uring::{BufPool, Ring, RingConfig};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 
 /// Client connections to one volume at the most; more are closed at once.
@@ -75,8 +76,10 @@ pub struct VolumeOptions {
     pub pool: BufPool,
     /// The volume.
     pub volume: VolumeId,
-    /// Size and unit.
+    /// What it has room for, and its unit.
     pub geometry: Geometry,
+    /// Bytes the application sees; kept up to date.
+    pub size: Arc<AtomicU64>,
     /// This node.
     pub me: NodeId,
     /// `resource/volume`, for log and thread name.
@@ -97,11 +100,18 @@ impl std::fmt::Debug for VolumeOptions {
     }
 }
 
+/// What NBD clients are offered.
+fn exports(name: &str, size_bytes: u64) -> Result<Arc<ExportTable>, ExportError> {
+    let export = holdfast_blockdev::frontend::nbd::Export::new(name, size_bytes);
+    ExportTable::new(vec![export]).map(Arc::new)
+}
+
 /// A running volume loop.
 #[derive(Debug)]
 pub struct Volume {
     commands: Commands,
     port: PortSender,
+    size: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -110,12 +120,8 @@ impl Volume {
     pub fn spawn(options: VolumeOptions) -> anyhow::Result<Self> {
         let (commands, mailbox) = channel::channel()?;
         let (sender, receiver) = port()?;
-        let exports = Arc::new(ExportTable::new(vec![
-            holdfast_blockdev::frontend::nbd::Export::new(
-                options.name.clone(),
-                options.geometry.bytes(),
-            ),
-        ])?);
+        let size = options.size.clone();
+        let exports = exports(&options.name, size.load(Ordering::Acquire))?;
         let (ready, started) = std_mpsc::sync_channel(1);
         let name = format!("vol {}", options.name);
         let thread = vital::spawn(&name, move || {
@@ -134,6 +140,7 @@ impl Volume {
         Ok(Self {
             commands,
             port: sender,
+            size,
             thread: Some(thread),
         })
     }
@@ -145,6 +152,10 @@ impl Volume {
     /// The in-process frontend's way to the loop.
     pub fn port(&self) -> PortSender {
         self.port.clone()
+    }
+    /// Bytes the application sees, kept up to date.
+    pub fn size(&self) -> Arc<AtomicU64> {
+        self.size.clone()
     }
     /// Ends the thread: everything under way is dropped. For an orderly stop the control plane has
     /// made the replica stop before.

@@ -4,7 +4,7 @@ use super::engine::{Engine, POLLIN, TAG_LANE_POLL, TAG_LANE_SEND};
 use super::lane::Lane;
 use crate::net::lanes::{Command as LanesCommand, Pair};
 use holdfast_replicator::Event;
-use holdfast_types::NodeId;
+use holdfast_types::{Geometry, NodeId};
 use holdfast_uring::{Op, token};
 use holdfast_wire::{Frame, Lane as Kind};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -24,6 +24,12 @@ pub(super) struct PeerLanes {
 }
 
 impl PeerLanes {
+    /// Frames may speak of more blocks from now on.
+    pub(super) fn set_geometry(&mut self, geometry: Geometry) {
+        self.write.set_geometry(geometry);
+        self.bulk.set_geometry(geometry);
+    }
+
     pub(super) fn queued(&self) -> u64 {
         self.write.queued() + self.bulk.queued()
     }

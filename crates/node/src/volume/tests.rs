@@ -41,6 +41,12 @@ impl Machine for PassOn {
                     actions.push(Action::Control(ToControl::Drained { epoch: Epoch(1) }));
                 }
             }
+            Event::Room { store_bytes } => {
+                // Says what it was given.
+                actions.push(Action::Control(ToControl::NoRoom {
+                    store_bytes: store_bytes.unwrap_or(0),
+                }));
+            }
             Event::Request { req, .. } if !self.open => {
                 actions.push(Action::Complete {
                     req,
@@ -183,6 +189,7 @@ fn bench(me: u8) -> Bench {
         pool: BufPool::default(),
         volume: VolumeId(5),
         geometry: Geometry::of_bytes(SIZE),
+        size: std::sync::Arc::new(SIZE.into()),
         me: NodeId(me),
         name: "r/v".into(),
         lanes: None,

@@ -25,6 +25,8 @@ fn make(node: u8) -> Made {
         volume: VolumeId(2),
         node: NodeId(node),
         geometry: GEOMETRY,
+        capacity: GEOMETRY.blocks,
+        tail_unknown: false,
         page_bytes: 512,
         incarnation: Incarnation(u64::from(node) + 10),
         run: Run(1),

@@ -16,6 +16,8 @@ pub(crate) fn stored(active: &[u32]) -> Stored {
             volume: VolumeId(2),
             node: NodeId(1),
             geometry: G,
+            capacity: G.blocks,
+            tail_unknown: false,
             page_bytes: 512,
             incarnation: Incarnation(7),
             run: Run(3),

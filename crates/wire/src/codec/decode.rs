@@ -48,6 +48,11 @@ impl Decoder {
         }
     }
 
+    /// The volume has another size: ranges in frames must lie in it from the next frame on.
+    pub fn set_geometry(&mut self, geometry: Geometry) {
+        self.geometry = geometry;
+    }
+
     /// Bytes wanted next: a header's for [`Decoder::header`], or a payload's for [`Decoder::finish`].
     /// A frame without payload wants zero bytes of it.
     pub fn wanted(&self) -> usize {

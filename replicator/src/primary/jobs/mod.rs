@@ -159,6 +159,10 @@ impl Primary {
         if self.phase != Phase::Open || ctx.disk_failed {
             return;
         }
+        if ctx.served() < ctx.layout.geometry.blocks {
+            // Past the volume's end nobody lacks anything.
+            ctx.bits.clip(ctx.served());
+        }
         self.pace.clear_due();
         self.pump_reconcile(ctx);
         self.pump_resync(ctx);

@@ -34,7 +34,7 @@ impl Primary {
                 .map(|b| (b.first, b.end()))
                 .min()
         };
-        let geometry = ctx.layout.geometry;
+        let geometry = ctx.superblock.geometry;
         let max = (self.pace.job_bytes(ctx.now) / u64::from(geometry.block_bytes))
             .clamp(1, JOB_BLOCKS_MAX);
         let cursor = session.cursor.min(geometry.blocks);
@@ -62,7 +62,7 @@ impl Primary {
         max: u64,
         busy: impl Fn(BlockRange) -> Option<(u64, u64)>,
     ) -> BlockRange {
-        let geometry = ctx.layout.geometry;
+        let geometry = ctx.superblock.geometry;
         let extent = geometry.extent_range(geometry.extent_of(run.first));
         let limit = extent.end().min(run.first + max);
         let mut end = run.end();

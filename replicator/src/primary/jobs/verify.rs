@@ -142,7 +142,7 @@ impl Primary {
 
     pub(super) fn pump_verify(&mut self, ctx: &mut Ctx) {
         self.pump_repair(ctx);
-        let geometry = ctx.layout.geometry;
+        let geometry = ctx.superblock.geometry;
         while let Some(verify) = self.verify.as_mut() {
             verify.due = None;
             let running = self

@@ -87,6 +87,8 @@ pub(in crate::tests) struct World {
     forced: BTreeSet<(ResourceIx, Gen)>,
     pub(in crate::tests) ticks: u64,
     pub(in crate::tests) grow: bool,
+    /// Whose replicas have all the room they are asked for.
+    pub(in crate::tests) roomy: BTreeSet<usize>,
     /// Replicas that were removed and are to be closed.
     pub(in crate::tests) forgotten: Vec<(usize, ResourceIx, VolumeIx)>,
     admin: u64,
@@ -197,6 +199,7 @@ impl World {
             forced: BTreeSet::new(),
             ticks: 0,
             grow: true,
+            roomy: (0..8).collect(),
             forgotten: Vec::new(),
             admin: 0,
         };

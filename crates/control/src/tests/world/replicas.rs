@@ -57,6 +57,16 @@ impl World {
                     self.later_replica(h, r, v, msg, 5);
                 }
             }
+            FromControl::Size(size) => {
+                if self.roomy.contains(&h) {
+                    let msg = ToControl::Room {
+                        size_bytes: size.size_bytes,
+                        room_bytes: size.room_bytes,
+                        store_bytes: size.room_bytes,
+                    };
+                    self.later_replica(h, r, v, msg, 10);
+                }
+            }
             FromControl::Lease { .. }
             | FromControl::Invalidate { .. }
             | FromControl::Verify(_)

@@ -399,6 +399,8 @@ impl Stage {
                 Action::Disconnect { peer } => self.disconnect(n, usize::from(peer.0)),
                 Action::Complete { req, result } => self.complete(n, req, result),
                 Action::Control(message) => self.control(n, message),
+                // Stores of one size.
+                Action::MakeRoom { .. } => self.event(n, Event::Room { store_bytes: None }),
                 Action::Note(note) => self.sites[n].notes.push(note),
             }
         }
@@ -536,6 +538,8 @@ impl Site {
             volume: VOLUME,
             node: node(n),
             geometry: GEOMETRY,
+            capacity: GEOMETRY.blocks,
+            tail_unknown: false,
             page_bytes: 512,
             incarnation: Incarnation(100 + n as u64),
             run: Run(0),

@@ -32,7 +32,10 @@ impl Stage {
             }
             ToControl::Drained { .. } => self.sites[n].drained = true,
             ToControl::Stopped => self.sites[n].stopped = true,
-            ToControl::Deposed { .. } | ToControl::DiskFailed => {}
+            ToControl::Deposed { .. }
+            | ToControl::DiskFailed
+            | ToControl::Room { .. }
+            | ToControl::NoRoom { .. } => {}
         }
     }
 

@@ -89,6 +89,10 @@ fn add_move_remove() -> Result<()> {
     // A restart finds everything where it is by now.
     cluster.kill(THIRD)?;
     cluster.start(THIRD)?;
+    wait("the third node to be attached", PATIENCE, || {
+        let peer = cluster.peer("beta")?;
+        Ok(peer["attached"] == true && peer["disk"] == "UpToDate")
+    })?;
     in_sync(&cluster, "beta", &["beta", THIRD])?;
     cluster.ok("beta", &["verify", "data"])?;
     for node in [DATA[0], THIRD, "beta"] {

@@ -39,7 +39,7 @@ fn grow() -> Result<()> {
     let last = NEW / BLOCK - 100;
     let mut volume = Volume::connect(&cluster.nbd_socket("alpha"))?;
     volume.check(1000, 100, 2)?;
-    volume.check_zero(old, 20_000)?;
+    volume.check_zero(old, 4000)?;
     volume.write(last, 100, 3)?;
     drop(volume);
 
@@ -62,10 +62,9 @@ fn grow() -> Result<()> {
     volume.check(0, 1000, 1)?;
     volume.check(last, 100, 3)?;
     volume.check(100_000, 100, 4)?;
-    volume.check_zero(old, 20_000)?;
+    volume.check_zero(old, 4000)?;
     drop(volume);
-    cluster.start("alpha")?;
-    cluster.wait_for("beta", "synced")?;
+    cluster.start_synced("alpha")?;
     cluster.ok("beta", &["verify", "data"])?;
 
     // Smaller only while nobody uses it, and what is gone is gone.

@@ -397,6 +397,7 @@ impl Replica {
         }
         if let State::Primary(p) = &mut self.state {
             p.consider(&mut self.ctx, peer);
+            p.greeted(&mut self.ctx, peer);
         }
     }
 
@@ -499,6 +500,10 @@ impl Replica {
             for node in self.ctx.others().minus(view.data_nodes).iter() {
                 f.peer_down(&mut self.ctx, node);
             }
+        }
+        if self.ctx.others() != view.data_nodes.without(self.ctx.cfg.me) {
+            // What a primary said of members that were not known here yet has gone unheard: it says it again.
+            self.told = None;
         }
         self.ctx.place(view.data_nodes);
     }

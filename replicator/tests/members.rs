@@ -264,6 +264,29 @@ fn a_slot_is_on_disk_only_after_its_bits() {
             "seed {seed}: the added replica lacks what nobody knows of"
         );
     }
+
+#[test]
+fn a_member_that_hears_late_of_a_new_one_does_not_call_it_dirty_for_ever() {
+    let mut c = Cluster::placed(3, &[0, 1], &[0, 1]);
+    c.promote(0);
+    c.pass(100);
+    // Only the primary and the new one know.
+    c.view.data_nodes = set(&[0, 1, 2]);
+    c.view.generation = c.view.generation.next();
+    let view = c.view;
+    for n in [0, 2] {
+        c.event(n, Event::Control(FromControl::View(view)));
+    }
+    c.deaf = Some(1);
+    c.pass(2000);
+    assert_eq!(c.view.in_sync, set(&[0, 1, 2]));
+    let view = c.view;
+    c.deaf = None;
+    c.event(1, Event::Control(FromControl::View(view)));
+    c.pass(2000);
+    let status = c.sites[1].replica.as_ref().unwrap().status();
+    let of = |p: &&holdfast_replicator::PeerStatus| p.node == NodeId(2);
+    assert_eq!(status.peers.iter().find(of).unwrap().out_of_sync_bytes, 0);
 }
 
 /// A replica is added while another one is on its way into the set. The primary hears of it after that one made its cut:

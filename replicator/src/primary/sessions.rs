@@ -149,6 +149,13 @@ impl Primary {
         );
     }
 
+    /// A peer introduced itself anew: perhaps it knows of replicas now that it did not know when they became members.
+    pub(crate) fn greeted(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        if self.in_sync.has(peer) {
+            self.confirm_members(ctx, peer);
+        }
+    }
+
     /// Is this another disk than the one this node knew, or one that went back in time (rule 31)? Then bits for it mean
     /// nothing.
     fn strange(&self, ctx: &Ctx, peer: NodeId, hello: &Hello, log: u64) -> Option<Strange> {

@@ -75,6 +75,8 @@ pub struct Cluster {
     pub now: Now,
     pub view: View,
     pub size: Option<VolumeSize>,
+    /// Hears nothing of the register.
+    pub deaf: Option<usize>,
     /// It shrank: all replicas are waited for before it grows again.
     shrank: bool,
     pub links: NodeSetPairs,
@@ -133,6 +135,7 @@ impl Cluster {
                 lineage: 1,
             },
             size: None,
+            deaf: None,
             shrank: false,
             links: NodeSetPairs::default(),
             frames: VecDeque::new(),
@@ -469,7 +472,10 @@ impl Cluster {
         for n in view.in_sync.iter() {
             self.sites[usize::from(n.0)].told.syncing = false;
         }
-        for n in 0..self.sites.len() {
+        for n in (0..self.sites.len())
+            .filter(|n| self.deaf != Some(*n))
+            .collect::<Vec<_>>()
+        {
             self.event(n, Event::Control(FromControl::View(view)));
         }
     }

@@ -264,6 +264,7 @@ fn a_slot_is_on_disk_only_after_its_bits() {
             "seed {seed}: the added replica lacks what nobody knows of"
         );
     }
+}
 
 #[test]
 fn a_member_that_hears_late_of_a_new_one_does_not_call_it_dirty_for_ever() {

@@ -6,7 +6,8 @@
 //! - *Busy*: a rate. The latency of requests that met no bulk work is kept in a histogram per class of request; its
 //!   99th percentile times [`LIMIT_PERCENT`] is the limit. A request that met bulk work and took longer cuts
 //!   the rate, one that did not raises it by a 99th of that: the rate comes to rest where one request in
-//!   hundred is over the limit, which is what the promise says, and no target has to be guessed.
+//!   hundred is over the limit, which is what the promise says, and no target has to be guessed. Where the machine
+//!   makes that many wait by itself, it rests where a few more do.
 //! - Now and then bulk work holds its *breath*, so that the histogram knows today's application.
 //!
 //! DRBD steers by the fill level of its own queue and knows nothing of the application; its floor of
@@ -36,6 +37,10 @@ const IDLE_AFTER_MS: u64 = 2000;
 /// Latency beside bulk work above this share of its 99th percentile without cuts the rate. Below the promised 150
 /// by what a bucket of the histogram is wide.
 const LIMIT_PERCENT: u64 = 135;
+/// Requests of a thousand that may be over the limit.
+const OVER_PERMILLE: u64 = 10;
+/// The same where a machine is so uneven that many are without bulk work.
+const OVER_PERMILLE_MAX: u64 = 50;
 /// Samples without which a class of requests has no limit.
 const SAMPLES_MIN: u32 = 20;
 /// Samples after which the older ones are halved.
@@ -212,6 +217,11 @@ pub(super) struct Pace {
     /// Rounds until a larger one is tried again.
     rest: u32,
 
+    /// Requests that met no bulk work, and how many of these took longer than the limit all the same: what the machine
+    /// does to the application by itself is not blamed on resync.
+    clean: u32,
+    clean_over: u32,
+
     rate: u64,
     bucket: Bucket,
     meter: Meter,
@@ -241,6 +251,8 @@ impl Pace {
             round_since: now,
             smaller: Some(0),
             rest: 0,
+            clean: 0,
+            clean_over: 0,
             rate: RATE_START,
             bucket: Bucket::default(),
             meter: Meter::default(),
@@ -277,12 +289,18 @@ impl Pace {
 
     // ---- the application
 
-    pub(super) fn request_began(&mut self, now: Now) {
+    /// A request begins. True: away from bulk work, during a breath or when there has been none for as long. That is
+    /// settled here and not by what it meets until its end: a slow one meets bulk work for being slow.
+    pub(super) fn request_began(&mut self, now: Now) -> bool {
         self.requests += 1;
         self.last_request = Some(now);
+        let breath = self.breath_until.is_some_and(|until| now < until);
+        self.quiet_since
+            .is_some_and(|quiet| breath || now.ms_since(quiet) >= BREATH_MS)
     }
 
-    pub(super) fn request_ended(&mut self, now: Now, class: Class, since: Now) {
+    /// A request ended that began at `since`, `away` from bulk work or not.
+    pub(super) fn request_ended(&mut self, now: Now, class: Class, since: Now, away: bool) {
         self.requests = self.requests.saturating_sub(1);
         self.last_request = Some(now);
         self.ended += 1;
@@ -293,21 +311,38 @@ impl Pace {
         }
         let ns = now.0.saturating_sub(since.0);
         let histogram = &mut self.classes[class as usize];
-        if self.quiet_since.is_some_and(|quiet| since >= quiet) {
+        let limit = histogram
+            .p99()
+            .map(|usual| usual.saturating_mul(LIMIT_PERCENT) / 100);
+        if away {
             histogram.add(ns);
             self.breath_samples += 1;
+            if self.clean >= SAMPLES_FADE {
+                (self.clean, self.clean_over) = (self.clean / 2, self.clean_over / 2);
+            }
+            self.clean += 1;
+            self.clean_over += u32::from(limit.is_some_and(|limit| ns > limit));
             return;
         }
-        let Some(usual) = histogram.p99() else { return };
+        let Some(limit) = limit else { return };
         // A cut of a twentieth at a thousand requests per second; less at more of them, for there are more cuts then.
         let cut = (self.rate / 20).saturating_mul(1000) / u64::from(self.per_second.max(250));
-        if ns > usual.saturating_mul(LIMIT_PERCENT) / 100 {
+        if ns > limit {
             self.last_over = Some(now);
             self.rate = self.rate.saturating_sub(cut.max(1));
         } else {
-            self.rate = self.rate.saturating_add(cut / 99);
+            let over = self.over_permille();
+            self.rate = self.rate.saturating_add(cut * over / (1000 - over));
         }
         self.clamp();
+    }
+
+    /// How many of thousand requests beside bulk work may be over the limit: ten; where more than half as many are
+    /// without it, five more than those.
+    fn over_permille(&self) -> u64 {
+        let alone =
+            u64::from(self.clean_over) * 1000 / u64::from(self.clean.max(SAMPLES_FADE / 10));
+        (alone + OVER_PERMILLE / 2).clamp(OVER_PERMILLE, OVER_PERMILLE_MAX)
     }
 
     pub(super) fn is_busy(&self, now: Now) -> bool {

@@ -24,6 +24,8 @@ pub(super) struct Open {
     /// What it is, and when it was taken up: its latency is what resync must spare.
     class: Class,
     since: Now,
+    /// It began away from bulk work.
+    away: bool,
     /// Pieces not ended.
     left: u32,
     /// Bytes of a write not cut into pieces yet (zeroes are cut as they go, a request may be 4 GiB long).
@@ -93,10 +95,11 @@ impl Primary {
             Request::Write { .. } | Request::Zero { .. } => Class::Write,
             Request::Flush => Class::Flush,
         };
-        self.pace.request_began(ctx.now);
+        let away = self.pace.request_began(ctx.now);
         let mut open = Open {
             class,
             since: ctx.now,
+            away,
             left: 0,
             rest: None,
             reply: Bytes::new(),
@@ -327,7 +330,8 @@ impl Primary {
         result: Result<Bytes, RequestError>,
     ) {
         if let Some(open) = self.requests.remove(&req) {
-            self.pace.request_ended(ctx.now, open.class, open.since);
+            self.pace
+                .request_ended(ctx.now, open.class, open.since, open.away);
         }
         if self.may_answer(ctx) {
             ctx.out.push(Action::Complete { req, result });
@@ -354,7 +358,8 @@ impl Primary {
     /// The only copy cannot be read or written: fail what waits (rule 23).
     pub(crate) fn fail_all(&mut self, ctx: &mut Ctx) {
         for open in self.requests.values() {
-            self.pace.request_ended(ctx.now, open.class, open.since);
+            self.pace
+                .request_ended(ctx.now, open.class, open.since, open.away);
         }
         let open: Vec<ReqId> = std::mem::take(&mut self.requests).into_keys().collect();
         let queued: Vec<ReqId> = std::mem::take(&mut self.backlog)

@@ -87,6 +87,8 @@ pub(crate) struct Follower {
     /// The record the session went by, if its cut is confirmed: a later one that names this node makes it a member.
     confirmed: Option<Gen>,
     generation: Gen,
+    /// Members of which the primary told before the record that names them as replicas came here.
+    grown_early: NodeSet,
     next_recv: u64,
     asked_close: bool,
 }
@@ -105,6 +107,7 @@ impl Follower {
             cut: None,
             confirmed: None,
             generation: Gen(0),
+            grown_early: NodeSet::EMPTY,
             next_recv: 1,
             asked_close: false,
         }
@@ -133,6 +136,7 @@ impl Follower {
         self.barriers.clear();
         self.cut = None;
         self.confirmed = None;
+        self.grown_early = NodeSet::EMPTY;
         ctx.log.cancel_waiting();
         let dropped: Vec<RecvId> = self
             .recv
@@ -363,6 +367,11 @@ impl Follower {
 
     /// The committed record changed: the replica may have become a member.
     pub(crate) fn view(&mut self, ctx: &mut Ctx, view: &View) {
+        // A replica that is new in this record counts as lacking everything, but these the primary has made equal since.
+        for node in self.grown_early.and(view.in_sync).and(ctx.others()).iter() {
+            ctx.bits.replace(node, &[]);
+            self.grown_early = self.grown_early.without(node);
+        }
         if view.in_sync.has(ctx.me())
             && ctx.superblock.disk == DiskState::Syncing
             && self.confirmed.is_some_and(|g| view.generation > g)
@@ -413,6 +422,9 @@ impl Follower {
             }
             Frame::Grown { stamp, node } if ours(stamp) && ctx.others().has(node) => {
                 ctx.bits.replace(node, &[]);
+            }
+            Frame::Grown { stamp, node } if ours(stamp) && node != ctx.me() => {
+                self.grown_early = self.grown_early.with(node);
             }
             Frame::Synced {
                 stamp,
@@ -650,6 +662,7 @@ impl Follower {
 
     fn close(&mut self, ctx: &mut Ctx, upto: Seq, set: NodeSet) {
         self.asked_close = false;
+        self.grown_early = self.grown_early.and(set);
         let closing: Vec<Seq> = self
             .open
             .range(..=upto)

@@ -5,12 +5,13 @@ use crate::shell::{built, cargo, succeeds};
 use anyhow::{Result, bail};
 use std::process::Command;
 
-/// Seeds of a full run: about a minute on two slow cores.
+/// Seeds of a full run, each played twice and compared; enough that every rare branch must have been reached.
 const SEEDS: u32 = 1000;
 
 pub(crate) fn seeds(report: &mut Report) -> Result<()> {
     let count = SEEDS.to_string();
-    if run(&["--seeds".to_owned(), count.clone()])? {
+    let options = ["--seeds", &count, "--swarm", "--twice"].map(str::to_owned);
+    if run(&options)? {
         report.pass(1);
     } else {
         report.fail(format!("sim: one of {count} seeds broke a rule"));

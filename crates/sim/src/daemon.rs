@@ -509,6 +509,9 @@ impl World {
         {
             self.nodes[usize::from(peer.0)].attached_at = self.now;
         }
+        if let rep::Note::Verified(report) = &note {
+            self.verified(n, report);
+        }
         match &note {
             rep::Note::Attached { member: true, .. } => self.trace.mark("member attached"),
             rep::Note::Attached { member: false, .. } => self.trace.mark("non-member attached"),

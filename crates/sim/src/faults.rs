@@ -649,6 +649,7 @@ impl World {
         node.bad_disk = false;
         node.strange_disk = true;
         node.snapshot = None; // of another disk
+        node.replaced_at = self.now;
         node.unclean = true;
         node.lossy = true;
         self.initialise(n, BitmapStart::AllDirty);

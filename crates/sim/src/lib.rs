@@ -30,6 +30,7 @@ mod observe;
 pub mod plan;
 pub mod planted;
 mod rng;
+mod rot;
 mod scenario;
 #[cfg(test)]
 mod schedules;

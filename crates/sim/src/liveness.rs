@@ -68,7 +68,10 @@ impl World {
                     self.outcome = Some(Outcome::Unrecoverable);
                 }
             }
-            Some(_) => self.agenda.at(self.now + LOOK_NS, Ev::Check),
+            Some(_) => {
+                self.still_rotten();
+                self.agenda.at(self.now + LOOK_NS, Ev::Check);
+            }
         }
     }
 
@@ -158,7 +161,9 @@ impl World {
             let result = self.checks.history.check_image(self.now, &image);
             self.must(result.map_err(|e| format!("at the end: {e}")));
         }
-        if self.outcome.is_none() {
+        if self.outcome.is_none() && self.rots() {
+            self.agenda.at(self.now + LOOK_NS, Ev::Check);
+        } else if self.outcome.is_none() {
             self.outcome = Some(Outcome::Well);
         }
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 pub const SEEDS_MIN: u64 = 1000;
 
 /// What must be reached.
-pub const REQUIRED: [&str; 48] = [
+pub const REQUIRED: [&str; 53] = [
     // failover
     "promoted",
     "reconciled",
@@ -54,11 +54,16 @@ pub const REQUIRED: [&str; 48] = [
     "resync interrupted",
     "crash of a syncing replica",
     "verify ended",
+    "repaired",
+    "rot found by verify",
     // disks and nodes
     "disk failed",
     "disk replaced",
     "failed disk repaired",
     "disk stalled",
+    "bad sector",
+    "no space",
+    "disk lies about flushes",
     "replica stopped in good order",
     "control state lost",
     "voter admitted anew",

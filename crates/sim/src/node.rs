@@ -108,6 +108,8 @@ pub struct SimNode {
     pub lossy: bool,
     /// When it last lost its power or got another disk.
     pub lost_at: u64,
+    /// When its disk was last replaced.
+    pub replaced_at: u64,
     /// When a primary last took it into a session.
     pub attached_at: u64,
     /// Its disk is blank or was replaced, and no commit has taken it in since.

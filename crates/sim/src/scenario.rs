@@ -157,6 +157,8 @@ pub struct Scenario {
     pub faults: Vec<(Fault, u64)>,
     /// The faults stop after this long.
     pub safety_ns: u64,
+    /// In the end a copy of a block rots, and a verify must find it.
+    pub rot: bool,
     /// Wait for clean members, or go on without after a while.
     pub unclean_allow: bool,
 }
@@ -192,7 +194,7 @@ impl Scenario {
             blocks: *r.pick(&[32, 64, 64, 128, 128, 256, 256, 768]),
             extent_blocks: *r.pick(&[4, 8, 16]),
         };
-        let mut log_slots = vec![*r.pick(&[4, 6, 8, 16]); nodes];
+        let mut log_slots = vec![*r.pick(&[4, 6, 8, 16]); crate::net::NODES];
         if r.below(3) == 0 {
             // One has another size: the smallest decides what may be in flight.
             let odd = r.below(data_nodes.into()) as usize;
@@ -247,6 +249,7 @@ impl Scenario {
             faults,
             safety_ns: r.between(4, 20) * S,
             unclean_allow: r.below(4) == 0,
+            rot: r.below(4) == 0,
         }
     }
 

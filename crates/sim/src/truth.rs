@@ -44,6 +44,8 @@ impl World {
         for m in change.grown.iter() {
             let node = &mut self.nodes[usize::from(m.0)];
             // What it lost since the session in which it was made equal it lost for good, however late the commit.
+            // What it was given then it had flushed before it was proposed, so that it is no stranger.
+            node.strange_disk &= node.replaced_at >= node.attached_at;
             if node.lost_at < node.attached_at {
                 node.unclean = false;
                 node.lossy = false;
@@ -165,7 +167,7 @@ impl World {
     /// Checks G4 as of this instant.
     pub(crate) fn compare_now(&mut self) {
         let members = self.checks.promotion.in_sync();
-        if members.is_empty() || self.outcome.is_some() {
+        if members.is_empty() || self.outcome.is_some() || self.is_rotten() {
             return;
         }
         let placed = self

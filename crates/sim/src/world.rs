@@ -158,6 +158,8 @@ pub struct World {
     pub(crate) mutation: Option<Mutation>,
     /// The decisions to play, instead of drawing them.
     pub(crate) script: Option<Vec<Step>>,
+    /// What rotted at the end.
+    pub(crate) rot: Option<crate::rot::Rot>,
     /// The decisions made.
     pub decisions: Vec<Step>,
     /// The machines.
@@ -259,6 +261,7 @@ impl World {
             planted,
             mutation: None,
             script,
+            rot: None,
             decisions: Vec::new(),
             scenario,
         };
@@ -340,6 +343,7 @@ impl World {
             unclean: false,
             lossy: false,
             lost_at: 0,
+            replaced_at: 0,
             attached_at: 0,
             strange_disk: false,
             put_back: false,

@@ -236,6 +236,8 @@ impl Primary {
                 self.lost_since.insert(peer, ctx.now);
             }
         }
+        // Of members whose record it had not heard of at the cut it thinks that they lack everything.
+        self.confirm_members(ctx, peer);
         for (&other, session) in self
             .sessions
             .iter()

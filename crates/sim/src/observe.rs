@@ -120,6 +120,7 @@ impl World {
                 self.trace.mark("bitmap hand-over");
             }
             Frame::Grown { .. } => self.trace.mark("grown told to a third node"),
+            Frame::Attached { .. } => self.checks.nodes[n].attached_at = Some(self.now),
             Frame::NeedClose { .. } => self.trace.mark("slot starvation"),
             Frame::Resync { data: None, .. } => self.trace.mark("resync of zeroes"),
             Frame::Write { stamp, seq, .. } | Frame::Zero { stamp, seq, .. } => {
@@ -246,6 +247,7 @@ impl World {
         checks.seen.gone();
         checks.last_sent.clear();
         checks.resync_at = None;
+        checks.attached_at = None;
         self.checks.services.gone(n);
     }
 
@@ -369,8 +371,9 @@ impl World {
                 .stored
                 .as_ref()?
                 .active;
-            // Another disk, or one that lost its cache, of which the primary cannot know yet.
-            if peer.lost_at >= peer.attached_at {
+            // A session of another life of it, of whose end the primary cannot know yet.
+            let taken = self.checks.nodes[usize::from(p.node.0)].attached_at?;
+            if peer.attached_at < taken {
                 return None;
             }
             let disk = peer.disk.as_ref().filter(|_| !peer.bad_disk && peer.up())?;

@@ -237,7 +237,9 @@ impl Primary {
             }
         }
         // Of members whose record it had not heard of at the cut it thinks that they lack everything.
-        self.confirm_members(ctx, peer);
+        if !ctx.off(Rule::MembersBits) {
+            self.confirm_members(ctx, peer);
+        }
         for (&other, session) in self
             .sessions
             .iter()

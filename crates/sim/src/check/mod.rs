@@ -59,6 +59,8 @@ pub struct NodeChecks {
     pub proposing: Option<SetChange>,
     /// When it last received a resync block.
     pub resync_at: Option<u64>,
+    /// When it last took a session, in its present life.
+    pub attached_at: Option<u64>,
     /// The newest write sent to each peer: epoch and sequence.
     pub last_sent: BTreeMap<NodeId, (u64, u64)>,
 }

@@ -88,7 +88,8 @@ impl World {
                 node.app.running = true;
                 let life = node.app.life;
                 if self.script.is_none() {
-                    self.agenda.first(now, Ev::App { node: n, life });
+                    // Not in this very instant: a decision comes before all else of its instant, also when played again.
+                    self.agenda.first(now + 1, Ev::App { node: n, life });
                 }
             }
             HostStep::AddVips => host.vip = true,

@@ -299,6 +299,7 @@ impl Ctx {
             self.links.remove(&node);
             self.bits.forget(node);
             self.superblock.free_slot(node);
+            self.seen.remove(&node);
             self.unplaced.remove(&node);
         }
         self.cfg.data_nodes = new.with(self.cfg.me);

@@ -325,3 +325,26 @@ fn a_cut_that_knows_nothing_of_an_added_replica_is_made_again() {
     let bytes = 64 * 64;
     assert!(c.sites[1].disk[..bytes] == c.sites[2].disk[..bytes]);
 }
+
+/// What was seen of a removed replica's disk says nothing of the one that gets its slot.
+#[test]
+fn a_replica_in_the_slot_of_another_is_not_taken_for_a_changed_disk() {
+    let mut c = Cluster::placed(4, &[0, 1, 2], &[0, 1, 2]);
+    c.kill(3);
+    c.promote(0);
+    c.write(0, 1, 1);
+    c.settle();
+    c.pass(3000);
+    c.view.in_sync = set(&[0, 1]);
+    c.place(&[0, 1]);
+    c.kill(2);
+    c.place(&[0, 1, 3]);
+    c.kill(0);
+    c.start(0);
+    c.promote(0);
+    c.start(3);
+    c.pass(3000);
+    assert_eq!(c.view.in_sync, set(&[0, 1, 3]));
+    let distrusted = |n: &&Note| matches!(n, Note::Distrusted { .. });
+    assert_eq!(c.sites[0].notes.iter().find(distrusted), None);
+}

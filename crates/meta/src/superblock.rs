@@ -292,10 +292,12 @@ impl Superblock {
         peers.copied().chain([self.node]).collect()
     }
 
-    /// Takes a peer's slot back.
+    /// Takes a peer's slot back, and what was seen of its disk.
     pub fn free_slot(&mut self, node: NodeId) {
-        for slot in &mut self.peer_slots {
-            slot.take_if(|n| *n == node);
+        for (slot, seen) in self.peer_slots.iter_mut().zip(&mut self.seen) {
+            if slot.take_if(|n| *n == node).is_some() {
+                *seen = Seen::default();
+            }
         }
     }
 

@@ -12,7 +12,9 @@
 //! Nothing that decides about data lives in an interpreter.
 
 use bytes::Bytes;
-use holdfast_types::{DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Strange, VolumeId};
+use holdfast_types::{
+    BlockRange, DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Strange, VolumeId,
+};
 use holdfast_wire::{Frame, Lane};
 use serde::{Deserialize, Serialize};
 
@@ -172,6 +174,13 @@ pub enum Event {
     },
     /// The control plane says.
     Control(FromControl),
+    /// [`Action::Save`] is done: where it is, or why not (then there is no file).
+    Saved {
+        /// Which.
+        save: u64,
+        /// In words for the operator.
+        result: Result<String, String>,
+    },
 }
 
 /// What a replica wants done.
@@ -203,6 +212,9 @@ pub enum Action {
         /// The bytes of a read, empty otherwise.
         result: Result<Bytes, RequestError>,
     },
+    /// Copy these blocks of the local data into a file of its own, durably, then [`Event::Saved`]. Nothing is written
+    /// to them meanwhile.
+    Save(Save),
     /// Tell the control plane.
     Control(ToControl),
     /// Make the store at least this large, without changing what it holds. Answered by one [`Event::Room`].
@@ -212,6 +224,21 @@ pub enum Action {
     },
     /// Something an operator or a test may want to know; no effect.
     Note(Note),
+}
+
+/// Blocks of a line of history that is about to be given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Save {
+    /// For the answer.
+    pub save: u64,
+    /// Which blocks; sorted, disjoint.
+    pub ranges: Vec<BlockRange>,
+    /// The line they belong to.
+    pub lost: u64,
+    /// The line that is kept.
+    pub keep: u64,
+    /// Last epoch of the lost line that this replica took part in.
+    pub epoch: Epoch,
 }
 
 /// The committed record of a resource, as far as it concerns one volume.
@@ -288,6 +315,12 @@ pub enum FromControl {
     /// Let that member go: its replica is to be removed. It leaves the in-sync set, and is not taken in again soon.
     Dismiss {
         /// Whose replica.
+        peer: NodeId,
+    },
+    /// The operator keeps this primary's line of history: the peer, which has another one, is to save what it has in
+    /// the blocks that may differ, and to give its line up. Answered by [`Note::Discarded`].
+    Discard {
+        /// Whose line.
         peer: NodeId,
     },
     /// Compare all blocks by hash. Answered by [`Note::Verified`].
@@ -539,6 +572,15 @@ pub enum Note {
         ours: u64,
         /// The peer's.
         theirs: u64,
+    },
+    /// A peer's line of history was given up after it was saved there, or not.
+    Discarded {
+        /// Who.
+        peer: NodeId,
+        /// It was; it is resynced now.
+        done: bool,
+        /// Where it is saved, or why nothing was done.
+        text: String,
     },
     /// Resync of a peer is complete.
     Resynced {

@@ -16,7 +16,8 @@ use crate::config::Config;
 use crate::room::{Room, RoomIo};
 use crate::rules::Rule;
 use crate::{
-    Action, DiskError, DiskOp, IoId, Note, Now, ResyncBounds, ResyncOrder, ToControl, Trouble, View,
+    Action, DiskError, DiskOp, IoId, Note, Now, ResyncBounds, ResyncOrder, Save as FileSave,
+    ToControl, Trouble, View,
 };
 use bytes::Bytes;
 use holdfast_meta::{Layout, Superblock, Transaction, Unsaved};
@@ -97,6 +98,8 @@ pub(crate) enum After {
     Attach(Epoch, SessionId),
     /// The device may open, in this life.
     Open(Life),
+    /// The line of history of this save is given up.
+    Discard(u64),
     /// The cut of this number (the secondary's own) may be answered.
     Cut(u64),
     /// Nothing, but not to be left out because of a save that began earlier.
@@ -357,6 +360,11 @@ impl Ctx {
     /// The bounds of resync in force.
     pub(crate) fn resync(&self) -> ResyncBounds {
         self.resync_order.over(self.resync_configured)
+    }
+
+    /// Saves blocks to a file; ends as an event of its own.
+    pub(crate) fn save_file(&mut self, save: FileSave) {
+        self.out.push(Action::Save(save));
     }
 
     // ---- what was heard of the peers' disks

@@ -13,6 +13,7 @@
 mod barriers;
 
 use crate::ctx::{After, Ctx, LogUser, RecvId, RoleIo};
+use crate::discard::Discard;
 use crate::hash::hash_blocks;
 use crate::locks::{LockId, Mode, RangeLocks};
 use crate::replica::is_split;
@@ -91,6 +92,8 @@ pub(crate) struct Follower {
     grown_early: NodeSet,
     next_recv: u64,
     asked_close: bool,
+    /// This line of history is being given up.
+    discard: Option<Discard>,
 }
 
 impl Follower {
@@ -110,6 +113,7 @@ impl Follower {
             grown_early: NodeSet::EMPTY,
             next_recv: 1,
             asked_close: false,
+            discard: None,
         }
     }
 
@@ -133,6 +137,7 @@ impl Follower {
     fn end_session(&mut self, ctx: &mut Ctx) {
         self.session = None;
         self.attaching = None;
+        self.discard = None;
         self.barriers.clear();
         self.cut = None;
         self.confirmed = None;
@@ -179,6 +184,9 @@ impl Follower {
     }
 
     pub(crate) fn peer_down(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        if self.discard.as_ref().is_some_and(|d| d.peer() == peer) {
+            self.discard = None;
+        }
         if self.session.is_some_and(|(p, _)| p == peer)
             || self.attaching.as_ref().is_some_and(|(p, ..)| *p == peer)
         {
@@ -268,6 +276,13 @@ impl Follower {
             let (_, storing) = self.promising.as_mut().expect("just seen");
             *storing = Some(number);
             ctx.store(After::Promise(number));
+            return;
+        }
+        if self.discard.as_ref().is_some_and(Discard::is_draining) {
+            self.open_to_bits(ctx, None);
+            if let Some(discard) = &mut self.discard {
+                discard.drained(ctx);
+            }
             return;
         }
         let Some((_, attach, storing)) = self.attaching.as_mut() else {
@@ -381,6 +396,22 @@ impl Follower {
         }
     }
 
+    /// What this replica gives up is in a file, or is not.
+    pub(crate) fn saved(&mut self, ctx: &mut Ctx, save: u64, result: Result<String, String>) {
+        if let Some(discard) = &mut self.discard
+            && !discard.saved(ctx, save, result)
+        {
+            self.discard = None;
+        }
+    }
+
+    /// Its superblock says that it gave up its line.
+    pub(crate) fn discarded(&mut self, ctx: &mut Ctx, save: u64) {
+        if self.discard.as_ref().is_some_and(|d| d.stored(ctx, save)) {
+            self.discard = None;
+        }
+    }
+
     // ---- frames
 
     pub(crate) fn frame(&mut self, ctx: &mut Ctx, peer: NodeId, frame: Frame) {
@@ -388,6 +419,20 @@ impl Follower {
         let ours = |stamp: Stamp| session == Some((peer, stamp));
         match frame {
             Frame::Attach(attach) => self.attach(ctx, peer, attach),
+            Frame::Discard {
+                stamp,
+                keep,
+                lost,
+                ranges,
+            } => {
+                if self.session.is_some() || self.attaching.is_some() || self.promising.is_some() {
+                    let why = "it follows a primary of its own line of history";
+                    crate::discard::refuse(ctx, peer, stamp, why);
+                } else {
+                    self.discard = Discard::begin(ctx, peer, stamp, (keep, lost), ranges);
+                    self.drained(ctx);
+                }
+            }
             Frame::Write {
                 stamp,
                 seq,

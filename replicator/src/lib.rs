@@ -15,6 +15,7 @@ mod api;
 mod bits;
 mod config;
 mod ctx;
+mod discard;
 mod follower;
 mod hash;
 mod locks;

@@ -61,8 +61,8 @@ pub struct Replica {
     view: Option<View>,
     /// The run is on disk and may be known.
     started: bool,
-    /// What the last hello said of the disk: its state, whether it stopped uncleanly, its room.
-    told: Option<(DiskState, bool, u64)>,
+    /// What the last hello said of the disk: its state, whether it stopped uncleanly, its room, its line of history.
+    told: Option<(DiskState, bool, u64, u64)>,
     next_tick: Now,
     next_save: Now,
 }
@@ -171,6 +171,11 @@ impl Replica {
             Event::Frame { peer, frame } => self.frame(peer, frame),
             Event::Room { store_bytes } => self.ctx.room_made(store_bytes),
             Event::Control(message) => self.control(message),
+            Event::Saved { save, result } => {
+                if let State::Follower(f) = &mut self.state {
+                    f.saved(&mut self.ctx, save, result);
+                }
+            }
         }
         self.finish(out);
     }
@@ -277,6 +282,7 @@ impl Replica {
             self.disk_state(),
             self.ctx.unclean,
             self.ctx.layout.geometry.blocks,
+            self.ctx.superblock.lineage,
         );
         if self.started && self.told != Some(now) {
             self.told = Some(now);
@@ -450,6 +456,11 @@ impl Replica {
                 f.withdraw(&mut self.ctx, epoch, committed);
             }
             (State::Follower(_), FromControl::Lead(view)) => self.lead(view),
+            (State::Follower(_), FromControl::Discard { peer }) => {
+                let text = "this node is not the primary".to_owned();
+                let done = false;
+                self.ctx.note(Note::Discarded { peer, done, text });
+            }
             (State::Follower(_), FromControl::Verify(order)) => {
                 self.ctx.note(Note::Verified(VerifyReport {
                     order,
@@ -575,6 +586,7 @@ impl Replica {
                 Wake::Stored(After::Attach(epoch, session)) => {
                     f.attached(&mut self.ctx, epoch, session)
                 }
+                Wake::Stored(After::Discard(save)) => f.discarded(&mut self.ctx, save),
                 Wake::Saved(After::Cut(id)) => f.cut_saved(&mut self.ctx, id),
                 Wake::LogWritten => f.log_written(&mut self.ctx),
                 Wake::DiskFailed => f.disk_failed(&mut self.ctx),

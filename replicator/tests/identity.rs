@@ -3,8 +3,8 @@
 mod common;
 
 use common::Cluster;
-use holdfast_replicator::{Note, Trouble};
-use holdfast_types::{NodeId, NodeSet, Strange};
+use holdfast_replicator::{Event, FromControl, Note, Trouble};
+use holdfast_types::{BlockRange, NodeId, NodeSet, Strange};
 
 fn set(nodes: &[u8]) -> NodeSet {
     nodes.iter().map(|&n| NodeId(n)).collect()
@@ -189,4 +189,46 @@ fn replicas_of_two_lines_of_history_leave_each_other_alone() {
     let at = common::BLOCK;
     assert_eq!(c.sites[0].disk[at], 2, "both keep their data");
     assert_eq!(c.sites[1].disk[at], 1);
+
+    // The operator keeps node 1's; there is no room to save node 0's.
+    let discard = |c: &mut Cluster| {
+        c.event(1, Event::Control(FromControl::Discard { peer: NodeId(0) }));
+        c.settle();
+        c.pass(3000);
+        c.sites[1].notes.last().cloned()
+    };
+    c.sites[0].save_answer = Err("no space".into());
+    let told = |done: bool, text: &str| Note::Discarded {
+        peer: NodeId(0),
+        done,
+        text: text.into(),
+    };
+    assert_eq!(discard(&mut c), Some(told(false, "no space")));
+    assert_eq!(trouble(&c, 1, 0), Some(split));
+    assert_eq!(c.sites[0].disk[at], 2, "nothing is lost");
+
+    c.sites[0].save_answer = Ok("file".into());
+    discard(&mut c);
+    assert!(c.sites[1].notes.contains(&told(true, "file")));
+    let saved = c.sites[0].saved.last().unwrap();
+    assert_eq!((saved.lost, saved.keep), (1, 2));
+    for block in [1, 2] {
+        let one = BlockRange::new(block, 1);
+        assert!(
+            saved.ranges.iter().any(|r| r.contains(one)),
+            "what either wrote since: {saved:?}"
+        );
+    }
+    c.pass(3000);
+    assert_eq!(c.view.in_sync, set(&[0, 1]));
+    c.assert_equal(0, 1);
+    assert_eq!(c.sites[0].disk[at], 1, "the kept line");
+    let sent = c.sites[1].notes.iter().find_map(|n| match n {
+        Note::Resynced { sent_bytes, .. } => Some(*sent_bytes),
+        _ => None,
+    });
+    assert!(
+        sent.is_some_and(|b| b <= 16 * common::BLOCK as u64),
+        "by bitmap, not in full: {sent:?}"
+    );
 }

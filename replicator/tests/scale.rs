@@ -226,7 +226,7 @@ impl Pair {
                     self.event(n, Event::Control(FromControl::Lead(view)));
                     self.publish();
                 }
-                Action::Control(_) | Action::Note(_) => {}
+                Action::Control(_) | Action::Note(_) | Action::Save(_) => {}
             }
         }
     }

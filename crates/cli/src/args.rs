@@ -54,6 +54,15 @@ Example:
     /// Stop a resource everywhere until it is promoted again
     #[command(after_help = "Example:\n  holdfast demote data")]
     Demote(ResourceArgs),
+    /// Keep one of two lines of history; what the other has is saved to a file first
+    #[command(after_help = "\
+Example:
+  holdfast resolve data --keep alpha             alpha, the primary; the only other copy gives up its line
+  holdfast resolve data:beta/db --keep alpha     of volume db, and only beta's")]
+    Resolve(ResolveArgs),
+    /// Look at and read back what `resolve` saved
+    #[command(subcommand)]
+    Saved(SavedCommand),
     /// Initialise the replicas of a resource on its nodes and record it
     #[command(after_help = "\
 Example:
@@ -213,6 +222,39 @@ pub(crate) struct ResourceArgs {
     pub(crate) daemon: DaemonArgs,
     /// Which resource
     pub(crate) resource: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ResolveArgs {
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+    /// `RESOURCE[:NODE][/VOLUME]`: whose line is given up; node and volume may be left out where there is only one other
+    pub(crate) address: Address,
+    /// The node whose data is kept: the primary
+    #[arg(long, value_name = "NODE")]
+    pub(crate) keep: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SavedCommand {
+    /// List the files in a directory (STATE_DIR/saved of a node)
+    List {
+        /// Where
+        dir: PathBuf,
+    },
+    /// Say what a file holds, and check all of it
+    Show {
+        /// Which
+        file: PathBuf,
+    },
+    /// Lay the saved blocks over a raw copy of the volume: it reads as the lost line then
+    Extract {
+        /// Which
+        file: PathBuf,
+        /// The copy
+        #[arg(long, value_name = "IMAGE")]
+        onto: PathBuf,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

@@ -7,6 +7,7 @@ mod node;
 mod progress;
 mod record_client;
 mod record_server;
+mod saved;
 mod sim;
 mod status;
 mod verify;
@@ -24,6 +25,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Command::Role(args) => status::role(&args, json),
         Command::Promote(args) => admin::promote(args, json),
         Command::Demote(args) => admin::demote(args, json),
+        Command::Resolve(args) => admin::resolve(args, json),
+        Command::Saved(command) => saved::run(&command, json),
         Command::Create(args) => admin::create(args, json),
         Command::Verify(args) => verify::run(args, json),
         Command::Resync(args) => admin::resync(args, json),

@@ -61,6 +61,20 @@ pub enum Request {
         #[serde(default)]
         repair: Option<String>,
     },
+    /// Keep one of two lines of history: a peer of another one saves what differs to a file on its node, gives its line
+    /// up and is resynced. `keep` must be the primary.
+    Resolve {
+        /// Which resource.
+        resource: String,
+        /// Which volume; `None`: the only one.
+        #[serde(default)]
+        volume: Option<String>,
+        /// The node whose data is kept.
+        keep: String,
+        /// Whose line is given up; `None`: the only other one.
+        #[serde(default)]
+        peer: Option<String>,
+    },
     /// Do not trust a peer's copy: compare and resync all of it.
     Resync {
         /// Which resource.

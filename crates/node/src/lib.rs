@@ -6,6 +6,7 @@
 //! - [`hostops`]: what a resource does to this host, one thread per resource;
 //! - [`backing`]: what lies under a replica, looked at, initialised, opened;
 //! - [`claim`], [`persist`]: the state directory and the control plane's state in it;
+//! - [`saved`]: blocks of a line of history that was given up, in files;
 //! - [`timeline`]: what happened, for people and for the demo;
 //! - [`api_types`]: what is said on the API socket.
 //!
@@ -21,6 +22,7 @@ pub mod daemon;
 pub mod hostops;
 pub mod net;
 pub mod persist;
+pub mod saved;
 pub mod settings;
 pub mod timeline;
 mod vital;

@@ -395,6 +395,10 @@ impl World {
                     self.hop(n, REPLICA, Input::Replica(event));
                 }
                 rep::Action::Note(note) => self.replica_note(n, note),
+                rep::Action::Save(save) => {
+                    let why = format!("G7: node {n} gives up a line of history unasked: {save:?}");
+                    self.fail(why);
+                }
             }
         }
         self.rearm(n, REPLICA);
@@ -525,6 +529,7 @@ impl World {
                 Strange::WentBack => "disk that went back distrusted",
                 Strange::Recorded => "disk distrusted by the record",
             }),
+            rep::Note::Discarded { .. } => self.trace.mark("a line of history given up"),
             rep::Note::Split { .. } => self.trace.mark("two lines of history met"),
             rep::Note::Reconciled { blocks: 0 } => self.trace.mark("nothing to reconcile"),
             rep::Note::Reconciled { .. } => {

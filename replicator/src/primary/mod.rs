@@ -32,10 +32,11 @@ use holdfast_meta::Unsaved;
 use holdfast_types::{
     BlockRange, DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Seen, Seq, Strange,
 };
+use holdfast_wire::Stamp;
 use jobs::{Jobs, Verify};
 use pace::Pace;
 use requests::{Open, Piece};
-use sessions::Session;
+use sessions::{Session, no_discard};
 use std::collections::{BTreeMap, VecDeque};
 use writes::{FlushRound, Write};
 
@@ -106,6 +107,8 @@ pub(crate) struct Primary {
     suspect: NodeSet,
     /// Peers that are being compared whole because their disk was strange, and are no members yet.
     distrusted: BTreeMap<NodeId, Strange>,
+    /// Peers that were asked to give up their line of history.
+    discarding: BTreeMap<NodeId, Stamp>,
     /// What the others were last told of all disks.
     shared: Vec<(NodeId, Seen)>,
     proposal: Option<Proposal>,
@@ -172,6 +175,7 @@ impl Primary {
             known: BTreeMap::new(),
             suspect: view.suspect.without(ctx.me()),
             distrusted: BTreeMap::new(),
+            discarding: BTreeMap::new(),
             shared: Vec::new(),
             proposal: None,
             growing: None,
@@ -357,6 +361,7 @@ impl Primary {
                 }
             }
             FromControl::Verify(order) => self.start_verify(ctx, order),
+            FromControl::Discard { peer } => self.ask_discard(ctx, peer),
             FromControl::Resync(_) => {
                 self.pace.set_bounds(ctx.resync());
                 self.pump_jobs(ctx);
@@ -643,6 +648,9 @@ impl Primary {
             if !ctx.off(Rule::ReportAlways) {
                 ctx.bits.suspect(ctx.others(), write.range);
             }
+        }
+        for peer in std::mem::take(&mut self.discarding).into_keys() {
+            no_discard(ctx, peer, "this node is primary no longer");
         }
         // Settled but perhaps not heard of as closed by everyone: they are equal on all members, nothing to mark.
         ctx.log.forget_users();

@@ -115,11 +115,7 @@ impl Primary {
         {
             return;
         }
-        let stamp = Stamp {
-            epoch: self.epoch,
-            session: SessionId(self.next_session),
-        };
-        self.next_session += 1;
+        let stamp = self.new_stamp();
         let session = Session {
             stamp,
             attached: false,
@@ -247,6 +243,42 @@ impl Primary {
         }
     }
 
+    /// The operator keeps this line of history: a peer of another one is asked to save what differs and to give it up.
+    pub(super) fn ask_discard(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        let hello = ctx.links.get(&peer).and_then(|l| l.hello.as_ref());
+        let ours = ctx.superblock.lineage;
+        let why = match hello.map(|h| h.lineage) {
+            _ if self.phase != Phase::Open => "this primary is not open yet",
+            None => "it is not connected",
+            Some(theirs) if !is_split(ours, theirs) => "it has no other line of history",
+            Some(lost) => {
+                let stamp = self.new_stamp();
+                self.discarding.insert(peer, stamp);
+                let ranges = ctx.bits.dirty(peer).to_ranges();
+                ctx.send(
+                    peer,
+                    Frame::Discard {
+                        stamp,
+                        keep: ours,
+                        lost,
+                        ranges,
+                    },
+                );
+                return;
+            }
+        };
+        no_discard(ctx, peer, why);
+    }
+
+    fn new_stamp(&mut self) -> Stamp {
+        let session = SessionId(self.next_session);
+        self.next_session += 1;
+        Stamp {
+            epoch: self.epoch,
+            session,
+        }
+    }
+
     /// Why a member cannot go on as one, if it cannot.
     fn unfit(&self, ctx: &Ctx, peer: NodeId, hello: &Hello) -> Option<SetChange> {
         match hello.disk {
@@ -269,6 +301,9 @@ impl Primary {
     }
 
     pub(crate) fn peer_down(&mut self, ctx: &mut Ctx, peer: NodeId) {
+        if self.discarding.remove(&peer).is_some() {
+            no_discard(ctx, peer, "the connection broke; ask again");
+        }
         let Some(session) = self.sessions.remove(&peer) else {
             return;
         };
@@ -296,6 +331,25 @@ impl Primary {
         if let Frame::Refuse { why } = frame {
             self.refused(ctx, peer, why);
             return;
+        }
+        match frame {
+            Frame::Discarded { stamp, done, text } => {
+                if self.discarding.get(&peer) == Some(&stamp) {
+                    self.discarding.remove(&peer);
+                    ctx.note(Note::Discarded { peer, done, text });
+                }
+                return;
+            }
+            Frame::Discard { stamp, .. } => {
+                crate::discard::refuse(
+                    ctx,
+                    peer,
+                    stamp,
+                    "it is primary itself; stop it there first",
+                );
+                return;
+            }
+            _ => {}
         }
         let Some(session) = self.sessions.get_mut(&peer) else {
             return;
@@ -517,4 +571,13 @@ impl Primary {
             .map(|f| f.started);
         [write, flush].into_iter().flatten().min()
     }
+}
+
+/// A peer's line of history was not given up.
+pub(super) fn no_discard(ctx: &mut Ctx, peer: NodeId, why: &str) {
+    ctx.note(Note::Discarded {
+        peer,
+        done: false,
+        text: why.to_owned(),
+    });
 }

@@ -47,6 +47,9 @@ pub struct Site {
     pub fail: bool,
     /// Where zeroes were written, in bytes.
     pub zeroed: Vec<(u64, u64)>,
+    /// What was saved, and how the next save ends.
+    pub saved: Vec<holdfast_replicator::Save>,
+    pub save_answer: Result<String, String>,
     /// SIGSTOP: nothing is handled, all of it waits.
     pub frozen: bool,
     inbox: VecDeque<Event>,
@@ -354,6 +357,18 @@ impl Cluster {
                     }
                     let store_bytes = enough.then_some(site.disk.len() as u64);
                     self.event(n, Event::Room { store_bytes });
+                }
+                Action::Save(save) => {
+                    let result = self.sites[n].save_answer.clone();
+                    let number = save.save;
+                    self.sites[n].saved.push(save);
+                    self.event(
+                        n,
+                        Event::Saved {
+                            save: number,
+                            result,
+                        },
+                    );
                 }
                 Action::Note(note) => {
                     // A primary says it too, of its peers.
@@ -752,6 +767,8 @@ impl Site {
             slow: false,
             fail: false,
             zeroed: Vec::new(),
+            saved: Vec::new(),
+            save_answer: Ok("file".into()),
             frozen: false,
             inbox: VecDeque::new(),
             queue: VecDeque::new(),

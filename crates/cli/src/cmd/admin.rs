@@ -20,6 +20,20 @@ pub(super) fn promote(args: PromoteArgs, json: bool) -> Result<(), Failure> {
     )
 }
 
+pub(super) fn resolve(args: crate::args::ResolveArgs, json: bool) -> Result<(), Failure> {
+    let a = args.address;
+    simple(
+        &args.daemon,
+        &Request::Resolve {
+            resource: a.resource,
+            volume: a.volume,
+            keep: args.keep,
+            peer: a.node,
+        },
+        json,
+    )
+}
+
 pub(super) fn demote(args: ResourceArgs, json: bool) -> Result<(), Failure> {
     simple(
         &args.daemon,

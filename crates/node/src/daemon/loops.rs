@@ -473,6 +473,7 @@ impl Daemon {
                     msg,
                 });
             }
+            Report::Save(job) => self.save(key, job),
             Report::Stalled(stalled) => {
                 let (r, v) = self.cx.names(key);
                 let text = if stalled {
@@ -503,6 +504,19 @@ impl Daemon {
             Report::Ended(Ok(())) => {}
             Report::Ended(Err(e)) => self.end = Some(End::Failed(anyhow::anyhow!("{e}"))),
         }
+    }
+
+    /// Saves blocks that are about to be given up, on a thread that may wait.
+    fn save(&self, key: VolumeKey, job: holdfast_replicator::Save) {
+        let Some(commands) = self.volumes.get(&key).map(|v| v.commands().clone()) else {
+            return;
+        };
+        let cx = self.cx.clone();
+        tokio::task::spawn_blocking(move || {
+            let save = job.save;
+            let result = save_blocks(&cx, key, &job);
+            commands.send(crate::volume::Command::Saved { save, result });
+        });
     }
 
     fn facts(&mut self, reply: oneshot::Sender<status::Facts>) {
@@ -579,4 +593,42 @@ fn signals() -> std::io::Result<(Signal, Signal)> {
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     ))
+}
+
+fn save_blocks(
+    cx: &super::Context,
+    key: VolumeKey,
+    job: &holdfast_replicator::Save,
+) -> Result<String, String> {
+    let (r, v) = cx.names(key);
+    let place = cx.place(key).ok_or("this node holds no replica of it")?;
+    let volume = cx
+        .book
+        .get(&r, &v)
+        .and_then(|e| e.volume())
+        .ok_or("no replica was made on this node")?;
+    let geometry = holdfast_types::Geometry::of_bytes(place.size_bytes);
+    let header = crate::saved::Header {
+        name: format!("{r}/{v}"),
+        volume: volume.0,
+        node: cx.me.id.0,
+        block_bytes: geometry.block_bytes,
+        // It may have grown since it was configured.
+        blocks: job
+            .ranges
+            .iter()
+            .map(|r| r.end())
+            .fold(geometry.blocks, u64::max),
+        lost: job.lost,
+        keep: job.keep,
+        epoch: job.epoch.0,
+    };
+    let dir = cx.me.state_dir.join(crate::saved::SAVED_DIR);
+    let saved = crate::saved::save(&dir, &header, job, &place.path);
+    let text = match &saved {
+        Ok(text) | Err(text) => text.clone(),
+    };
+    cx.timeline
+        .add(&r, "history-saved", format!("volume {v}: {text}"));
+    saved
 }

@@ -94,6 +94,29 @@ pub(super) async fn perform(cx: &Context, request: Request, client: &ToClient) -
                 Either::Here(held) => verify::verify(cx, &held, &asked, client).await,
             }
         }
+        Request::Resolve {
+            ref resource,
+            ref volume,
+            ref keep,
+            ref peer,
+        } => match at_primary(cx, resource, volume.as_deref(), &request, client).await? {
+            Either::Forwarded(told) => told,
+            Either::Here(held) if *keep == cx.me.name => {
+                let peer = copy_of(cx, &held, peer.as_deref())?;
+                resolve(cx, held.key, peer).await
+            }
+            Either::Here(_) => Err(ApiError {
+                fix: Some(format!(
+                    "demote {resource}, then on {keep}: promote {resource} --force \"{FORCE_CONSENT}\"; then resolve again"
+                )),
+                ..error(
+                    ErrorCode::Refused,
+                    format!(
+                        "{keep} is not the primary of {resource}: only the primary's data can be kept"
+                    ),
+                )
+            }),
+        },
         Request::Resync {
             ref resource,
             ref volume,
@@ -435,11 +458,56 @@ async fn forward(cx: &Context, to: NodeId, request: &Request, client: &ToClient)
     }
 }
 
+/// A peer of another line of history saves what differs and gives it up.
+async fn resolve(cx: &Context, key: VolumeKey, peer: NodeId) -> Told {
+    let (tx, mut notes) = mpsc::unbounded_channel();
+    cx.tell(Input::Watch { key, notes: tx });
+    let facts = cx.ask_loop(|reply| Input::Facts { reply }).await;
+    let facts = facts.map_err(|e| error(ErrorCode::Internal, e))?;
+    let (resource, volume) = cx.names(key);
+    let told = facts.volumes.get(&key).is_some_and(|commands| {
+        commands.send(crate::volume::Command::Control(
+            holdfast_replicator::FromControl::Discard { peer },
+        ))
+    });
+    if !told {
+        let message = format!("volume {resource}/{volume} is not open here");
+        return Err(error(ErrorCode::Refused, message));
+    }
+    let name = cx.name(peer);
+    let answer = tokio::time::timeout(FORWARD_TIME_MAX, async {
+        while let Some(note) = notes.recv().await {
+            match note {
+                holdfast_replicator::Note::Discarded {
+                    peer: p,
+                    done,
+                    text,
+                } if p == peer => {
+                    return Some((done, text));
+                }
+                _ => {}
+            }
+        }
+        None
+    });
+    match answer.await {
+        Ok(Some((true, text))) => done(format!(
+            "{name} gave up its line of history of {resource}/{volume}: {text} on {name}; it is resynced now"
+        )),
+        Ok(Some((false, text))) => Err(error(ErrorCode::Refused, format!("{name}: {text}"))),
+        Ok(None) => Err(error(ErrorCode::Internal, "the daemon stops")),
+        Err(_) => Err(error(
+            ErrorCode::TimedOut,
+            format!("{name} has not answered"),
+        )),
+    }
+}
+
 /// Only what the primary alone can do is done for another node's client.
 fn handed_on(line: &str) -> bool {
     matches!(
         serde_json::from_str(line),
-        Ok(Request::Verify { .. } | Request::Resync { .. })
+        Ok(Request::Verify { .. } | Request::Resync { .. } | Request::Resolve { .. })
     )
 }
 

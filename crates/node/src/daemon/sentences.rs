@@ -7,8 +7,8 @@ use holdfast_control::{
     HostStep, Note as ControlNote, ResourceIx, ResourceStatus, SetChange, Status as ControlStatus,
     StepDownReason,
 };
-use holdfast_replicator::{Note, VerifyReport};
-use holdfast_types::{NodeSet, Strange};
+use holdfast_replicator::{Note, Trouble, VerifyReport};
+use holdfast_types::{NodeId, NodeSet, Strange};
 
 /// The history of all resources, oldest first within each.
 pub(super) fn history(cx: &Context, status: &ControlStatus) -> Vec<HistoryLine> {
@@ -120,6 +120,19 @@ pub(super) fn strange(why: Strange) -> &'static str {
             "has a disk that went back to an earlier state (a snapshot or an old copy was put back): \
              all of it is compared and made equal"
         }
+    }
+}
+
+/// What is wrong with the identity of a peer's replica.
+pub(super) fn trouble(cx: &Context, peer: NodeId, trouble: Trouble) -> String {
+    let name = cx.name(peer);
+    match trouble {
+        Trouble::Strange(why) => format!("{name} {}", strange(why)),
+        Trouble::Split { theirs, ours } => split(&name, ours, theirs),
+        Trouble::Cloned { of } => format!(
+            "{name} has a copy of the disk of {}: it is refused; wipe the copy, and a replica is made anew there",
+            cx.name(of)
+        ),
     }
 }
 
@@ -300,6 +313,14 @@ pub(super) fn describe_replica(cx: &Context, note: &Note) -> (&'static str, Stri
             format!("{} {}", cx.name(*peer), strange(*why)),
         ),
         Note::Split { peer, ours, theirs } => ("split", split(&cx.name(*peer), *ours, *theirs)),
+        Note::Discarded { peer, done, text } => {
+            let what = if *done {
+                "gave up its line of history"
+            } else {
+                "keeps its line of history"
+            };
+            ("discarded", format!("{} {what}: {text}", cx.name(*peer)))
+        }
         Note::Resynced {
             peer,
             sent_bytes,

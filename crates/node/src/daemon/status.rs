@@ -1,6 +1,7 @@
 //! What is known, put into the words of [`crate::api_types`].
 
 use super::requests::{control_status, error};
+use super::sentences;
 use super::{Answer, Context, Input, Question, VolumeKey};
 use crate::api_types::{
     ApiError, ClusterStatus, ErrorCode, FrontendInfo, Item, LocalStatus, NodeInfo, Phase,
@@ -145,6 +146,12 @@ fn resource(
             }
             if let Some(s) = local.get(&key) {
                 why.extend(s.replica.held.iter().map(|h| format!("I/O is held: {h}")));
+                for peer in &s.replica.peers {
+                    if let Some(trouble) = peer.trouble {
+                        let said = sentences::trouble(cx, peer.node, trouble);
+                        why.push(format!("volume {}: {said}", r.volumes[v].name));
+                    }
+                }
                 for peer in s.replica.peers.iter().filter(|p| !p.connected) {
                     let name = cx.name(peer.node);
                     let who = format!("{}/{}", r.name, r.volumes[v].name);

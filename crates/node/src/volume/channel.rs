@@ -24,6 +24,13 @@ pub type Done<T> = Box<dyn FnOnce(T) + Send>;
 pub enum Command {
     /// A word of the control plane for the replica.
     Control(FromControl),
+    /// A [`super::Report::Save`] is done: where it is, or why not.
+    Saved {
+        /// Which.
+        save: u64,
+        /// In words.
+        result: Result<String, String>,
+    },
     /// Both lanes to a peer, authenticated.
     Lanes(Pair),
     /// How is it?
@@ -42,6 +49,7 @@ impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Control(c) => write!(f, "Control({c:?})"),
+            Self::Saved { save, .. } => write!(f, "Saved({save})"),
             Self::Lanes(p) => write!(f, "Lanes({}, {:x})", p.peer, p.connection),
             Self::Status(_) => f.write_str("Status"),
             Self::Listen(l) => write!(f, "Listen({})", l.len()),

@@ -256,6 +256,7 @@ impl Engine {
                 }
                 (self.o.report)(Report::Control(message));
             }
+            Action::Save(save) => (self.o.report)(Report::Save(save)),
             Action::MakeRoom { bytes } => {
                 // Once in a long while, and done at once for a file.
                 let made = self.o.store.grow(bytes);
@@ -453,6 +454,9 @@ impl Engine {
     fn command(&mut self, command: Command) {
         match command {
             Command::Control(message) => self.events.push_back(Event::Control(message)),
+            Command::Saved { save, result } => {
+                self.events.push_back(Event::Saved { save, result });
+            }
             Command::Lanes(pair) => self.take_pair(pair),
             Command::Status(done) => {
                 done(VolumeStatus {

@@ -55,6 +55,8 @@ pub enum Report {
     Control(ToControl),
     /// Worth telling.
     Note(Note),
+    /// Save these blocks of the backing; answered by [`Command::Saved`].
+    Save(holdfast_replicator::Save),
     /// Disk operations make progress no more, or again.
     Stalled(bool),
     /// The thread has ended: because it was told to, or with the error that made it.

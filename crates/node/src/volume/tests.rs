@@ -120,6 +120,7 @@ impl Machine for PassOn {
                     });
                 }
             }
+            Event::Saved { .. } => {}
             Event::PeerDown { peer } => actions.push(Action::Note(Note::Detached { peer })),
             Event::Control(FromControl::Lead(view)) => {
                 self.open = true;

@@ -70,6 +70,7 @@ impl World {
             FromControl::Lease { .. }
             | FromControl::Invalidate { .. }
             | FromControl::Verify(_)
+            | FromControl::Discard { .. }
             | FromControl::Resync(_) => {}
         }
     }

@@ -402,6 +402,9 @@ impl Stage {
                 // Stores of one size.
                 Action::MakeRoom { .. } => self.event(n, Event::Room { store_bytes: None }),
                 Action::Note(note) => self.sites[n].notes.push(note),
+                Action::Save(save) => {
+                    unreachable!("nobody gives up a line of history here: {save:?}")
+                }
             }
         }
     }

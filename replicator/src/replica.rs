@@ -10,6 +10,8 @@
 //! ```
 //! Anything else is refused by the match in [`Replica::handle`].
 
+mod placement;
+
 use crate::activity::ActivityLog;
 use crate::bits::Bits;
 use crate::ctx::{After, Ctx, Link, LogUser, Wake};
@@ -473,13 +475,6 @@ impl Replica {
         }
     }
 
-    /// More or less of the volume is served now.
-    fn resized(&mut self) {
-        if let State::Primary(p) = &mut self.state {
-            p.resized(&mut self.ctx);
-        }
-    }
-
     fn viewed(&mut self, view: View) {
         if self.view.is_some_and(|v| v.generation >= view.generation) {
             return;
@@ -503,20 +498,6 @@ impl Replica {
             }
             State::Starting { .. } | State::Stopping { .. } | State::Stopped => {}
         }
-    }
-
-    /// Goes by the committed data nodes. (A primary does that itself, amid the other changes of a record.)
-    fn place(&mut self, view: View) {
-        if let State::Follower(f) = &mut self.state {
-            for node in self.ctx.others().minus(view.data_nodes).iter() {
-                f.peer_down(&mut self.ctx, node);
-            }
-        }
-        if self.ctx.others() != view.data_nodes.without(self.ctx.cfg.me) {
-            // What a primary said of members that were not known here yet has gone unheard: it says it again.
-            self.told = None;
-        }
-        self.ctx.place(view.data_nodes);
     }
 
     fn lead(&mut self, view: View) {

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod admin_placement;
 mod api;
 mod config;
 mod consensus;
@@ -16,6 +17,7 @@ pub mod durable;
 mod lease;
 mod message;
 mod node;
+mod placement;
 mod resource;
 mod rng;
 pub mod state;

@@ -46,7 +46,7 @@ enum Fault {
 /// What is under way.
 #[derive(Clone, Debug)]
 enum Flight {
-    Superblock(Superblock),
+    Superblock(Box<Superblock>),
     Log(Transaction),
     Page {
         peer: usize,
@@ -255,7 +255,7 @@ impl Writer {
             1
         };
         let (offset, bytes) = s.write(&self.layout);
-        let flight = Flight::Superblock(s.clone());
+        let flight = Flight::Superblock(Box::new(s.clone()));
         self.fly(offset, &bytes, flight);
     }
 
@@ -370,7 +370,7 @@ impl Writer {
             matches!(flight, Flight::Page { .. }) && self.fault == Some(Fault::BitsWithoutFlush);
         self.disk.written(write, !lazy);
         match flight {
-            Flight::Superblock(superblock) => self.stable_superblock = superblock,
+            Flight::Superblock(superblock) => self.stable_superblock = *superblock,
             Flight::Log(log) => self.stable_log = log,
             Flight::Page {
                 peer,
@@ -416,7 +416,7 @@ impl Writer {
             return Err(format!("{} damaged sectors", found.damaged_sectors));
         }
         // The superblock: the stable one or the one under way. No promise, run or mark is lost or invented.
-        let under_way = |f: &Flight| matches!(f, Flight::Superblock(s) if *s == found.superblock);
+        let under_way = |f: &Flight| matches!(f, Flight::Superblock(s) if **s == found.superblock);
         if found.superblock != self.stable_superblock && !self.flying(under_way) {
             return Err(format!(
                 "superblock {:?}, stable is {:?}",

@@ -1,11 +1,11 @@
-//! Sweeps: ordinary lives of a resource, each interrupted at every step by every fault (and by pairs of faults), with every
+//! Sweeps: ordinary lives of a resource, each interrupted at every few steps by every fault (and by pairs of faults), with every
 //! rule on. Whatever the place of the blow: nothing that was acknowledged is lost, nothing that was read changes, and the
 //! cluster heals.
 
 use super::disk::Keep;
 use super::play;
 use super::stage::{Blow, Stage};
-use holdfast_replicator::FromControl;
+use holdfast_replicator::{FromControl, Rule};
 use holdfast_wire::Lane;
 
 /// Steps between two places of a blow.
@@ -15,13 +15,15 @@ const SECOND_AFTER: [usize; 3] = [3, 17, 60];
 
 /// Everything that can happen to a cluster of `nodes`.
 fn blows(nodes: usize) -> Vec<Blow> {
-    let mut all = Vec::new();
+    let mut all = vec![Blow::Commits];
     for n in 0..nodes {
         all.push(Blow::Kill(n));
         all.push(Blow::PowerCut(n, Keep::Flushed));
         all.push(Blow::PowerCut(n, Keep::All));
         all.push(Blow::CutOff(n));
         all.push(Blow::Restart(n));
+        all.push(Blow::Hang(n));
+        all.push(Blow::Fail(n));
         for other in 0..n {
             all.push(Blow::Blip(other, n));
             all.push(Blow::Part(other, n));
@@ -30,15 +32,23 @@ fn blows(nodes: usize) -> Vec<Blow> {
     all
 }
 
-/// Plays a life with blows at these steps.
-fn strike(nodes: usize, life: fn(&mut Stage), blows: &[(usize, Blow)]) {
+/// Plays a life with blows at these steps; what a checker found, if anything.
+fn struck(
+    off: Option<Rule>,
+    nodes: usize,
+    life: fn(&mut Stage),
+    blows: &[(usize, Blow)],
+) -> Option<String> {
     let members: Vec<u8> = (0..nodes as u8).collect();
-    let found = play(None, nodes, &members, |s| {
+    play(off, nodes, &members, |s| {
         s.blows = blows.to_vec();
         life(s);
         s.blows.clear();
-    });
-    if let Some(found) = found {
+    })
+}
+
+fn strike(nodes: usize, life: fn(&mut Stage), blows: &[(usize, Blow)]) {
+    if let Some(found) = struck(None, nodes, life, blows) {
         panic!("struck by {blows:?}: {found}");
     }
 }
@@ -196,4 +206,36 @@ fn sweep_pairs_of_blows() {
     sweep_pairs(3, 400, failover);
     sweep_pairs(2, 300, hand_over);
     sweep_pairs(2, 300, orderly_stop);
+}
+
+/// The sweeps tested: they find rules that are off, nobody having told them the schedule.
+#[test]
+fn sweep_finds_rules_that_are_off() {
+    for rule in [
+        Rule::KeepOpen,
+        Rule::CloseSet,
+        Rule::CountEarly,
+        Rule::GrowFlush,
+        Rule::RunsCount,
+        Rule::PromotionBits,
+        Rule::CrashBits,
+        Rule::ShrinkFirst,
+    ] {
+        let lives: [(usize, fn(&mut Stage)); 4] = [
+            (3, return_of_a_replica),
+            (3, failover),
+            (2, hand_over),
+            (2, orderly_stop),
+        ];
+        let found = lives.into_iter().find_map(|(nodes, life)| {
+            (0..400).step_by(STRIDE).find_map(|at| {
+                let struck = |&blow: &Blow| struck(Some(rule), nodes, life, &[(at, blow)]);
+                blows(nodes).iter().find_map(struck)
+            })
+        });
+        assert!(
+            found.is_some(),
+            "no blow at any step shows that {rule:?} is off"
+        );
+    }
 }

@@ -58,6 +58,12 @@ pub(super) enum Blow {
     Blip(usize, usize),
     /// A connection breaks and stays away.
     Part(usize, usize),
+    /// Commits are held from now on; or what was held is committed late.
+    Commits,
+    /// Its disk ends no write of data any more.
+    Hang(usize),
+    /// Its disk fails every write.
+    Fail(usize),
 }
 
 pub(super) struct Site {
@@ -460,6 +466,10 @@ impl Stage {
             }
             Blow::Blip(a, b) => self.blip(a, b),
             Blow::Part(a, b) => self.part(a, b),
+            Blow::Commits if self.hold_register => self.commit_held(),
+            Blow::Commits => self.hold_register = true,
+            Blow::Hang(n) => self.hold_disk(n, Hold::Data),
+            Blow::Fail(n) => self.sites[n].disk.broken = true,
         }
     }
 

@@ -422,7 +422,7 @@ impl World {
     }
 
     /// May the copy on `n` be destroyed? See the budget above.
-    fn expendable(&self, n: usize) -> bool {
+    pub(crate) fn expendable(&self, n: usize) -> bool {
         let members = self.checks.promotion.in_sync();
         let unharmed = |m: &crate::node::SimNode| {
             m.data
@@ -448,7 +448,7 @@ impl World {
     }
 
     /// May the disk of `n` fail? Its copy is lost then.
-    fn may_fail(&self, n: usize) -> bool {
+    pub(crate) fn may_fail(&self, n: usize) -> bool {
         // The primary's disk may fail as well, as long as it is not the last.
         let members = self.checks.promotion.in_sync();
         let harmed = self
@@ -457,49 +457,6 @@ impl World {
             .any(|m| m.bad_disk || m.strange_disk || m.unclean || m.lying());
         let last = !self.expendable(n) && (harmed || members.len() < 2);
         !last && self.nodes[n].up()
-    }
-
-    /// A stretch of the data cannot be read until it is written over.
-    fn bad_sector(&mut self, n: usize) {
-        if !self.may_fail(n) {
-            return;
-        }
-        let area = self.layout.geometry.bytes();
-        let unit = crate::disk::DATA_SECTOR_BYTES;
-        let first = self.rng.fault.below(area / unit) * unit;
-        let end = (first + unit * self.rng.fault.between(1, 64)).min(area);
-        self.trace.mark("bad sector");
-        self.fail_disk(n, Errors::NONE, |disk| disk.unreadable = first..end);
-    }
-
-    /// The backing file cannot grow any more.
-    fn no_space(&mut self, n: usize) {
-        if self.may_fail(n) {
-            self.trace.mark("no space");
-            self.fail_disk(n, Errors::NONE, |disk| disk.full = true);
-        }
-    }
-
-    /// A disk says that it has flushed, and has not. What it then loses with its power no protocol can know of: its operator,
-    /// who does, replaces it before it serves again.
-    fn lying_flush(&mut self, n: usize) {
-        if self.expendable(n)
-            && let Some(disk) = &mut self.nodes[n].disk
-        {
-            disk.lies = true;
-            self.trace.mark("disk lies about flushes");
-        }
-    }
-
-    /// A clock shows much more time than has passed, as after a restored snapshot of a virtual machine. Only where clocks are
-    /// broken anyway.
-    fn clock_leap(&mut self, n: usize) {
-        let by = self.rng.fault.between(100 * MS, 5 * S);
-        if self.scenario.wild_clocks {
-            self.trace.mark("clock leapt");
-            let clock = &mut self.nodes[n].clock;
-            clock.ahead_ns += by;
-        }
     }
 
     fn disk_errors(&mut self, n: usize) {
@@ -531,7 +488,7 @@ impl World {
     }
 
     /// A disk begins to fail; some time later somebody sees to it.
-    fn fail_disk(&mut self, n: usize, errors: Errors, how: impl FnOnce(&mut Disk)) {
+    pub(crate) fn fail_disk(&mut self, n: usize, errors: Errors, how: impl FnOnce(&mut Disk)) {
         self.trace.news(self.now, NodeId(n as u8), || {
             format!("disk fails: {errors:?}")
         });

@@ -35,6 +35,7 @@ mod scenario;
 #[cfg(test)]
 mod schedules;
 pub mod shrink;
+mod strange_faults;
 mod trace;
 mod truth;
 mod world;

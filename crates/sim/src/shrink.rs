@@ -142,7 +142,7 @@ mod tests {
     fn only_what_the_failure_needs_is_left() {
         let step = |i: u64| Step {
             at: i * 10,
-            what: if i % 3 == 0 {
+            what: if i.is_multiple_of(3) {
                 What::Strike(Fault::ALL[(i / 3) as usize % Fault::ALL.len()])
             } else {
                 What::Ask((i % 2) as u8)

@@ -51,8 +51,6 @@ pub(crate) struct ActivityLog<T> {
     /// Of the last transaction on stable storage.
     durable: u64,
     clock: u64,
-    /// Transactions asked for since the start.
-    pub(crate) writes: u64,
 }
 
 impl<T: Copy> ActivityLog<T> {
@@ -71,7 +69,6 @@ impl<T: Copy> ActivityLog<T> {
             number,
             durable: number,
             clock: 0,
-            writes: 0,
         }
     }
 
@@ -271,7 +268,6 @@ impl<T: Copy> ActivityLog<T> {
         }
         self.turn = Turn::Writing;
         self.number += 1;
-        self.writes += 1;
         assert!(self.extents.len() <= self.slots);
         Step::Write {
             number: self.number,
@@ -306,6 +302,16 @@ impl<T: Copy> ActivityLog<T> {
     /// The extents a transaction names now.
     pub(crate) fn active(&self) -> Vec<u32> {
         self.extents.keys().copied().collect()
+    }
+
+    /// The extents that are named, or about to be.
+    pub(crate) fn extents(&self) -> impl Iterator<Item = u32> + '_ {
+        self.extents.keys().copied()
+    }
+
+    /// Extents are leaving: [`Step::Evict`] is under way.
+    pub(crate) fn is_tracing(&self) -> bool {
+        self.turn == Turn::Tracing
     }
 
     /// No step under way.

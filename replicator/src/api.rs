@@ -99,6 +99,38 @@ pub enum DiskError {
     NoSpace,
 }
 
+/// Why a replica uses its disk no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum DiskTrouble {
+    /// A write or flush failed: what it took since its last flush may be gone.
+    Io,
+    /// The file system under the backing file is full.
+    NoSpace,
+    /// It did not answer in time; what was asked of it may still happen.
+    Hung,
+    /// The operator detached it.
+    Detached,
+}
+
+impl DiskTrouble {
+    /// What was answered may be gone from the disk, as after a loss of power. A disk that hung or was detached has
+    /// lost nothing: it is like that of a process that was killed.
+    pub const fn loses(self) -> bool {
+        matches!(self, Self::Io | Self::NoSpace)
+    }
+}
+
+impl std::fmt::Display for DiskTrouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Io => "a write or flush failed",
+            Self::NoSpace => "no space left under the backing file",
+            Self::Hung => "it did not answer in time",
+            Self::Detached => "detached by the operator",
+        })
+    }
+}
+
 /// One operation on the local store, in bytes from its start; whole blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskOp {
@@ -258,6 +290,9 @@ pub struct View {
     pub suspect: NodeSet,
     /// The line of history the data belongs to; replicas of another one are refused.
     pub lineage: u64,
+    /// Those of them that are known to have stopped uncleanly, or to have lost or changed their disk, and have not
+    /// been resynced or promoted since: no answer of theirs counts (rules 8, 9, 23).
+    pub doubtful: NodeSet,
 }
 
 /// How large a volume is.
@@ -327,6 +362,8 @@ pub enum FromControl {
     Verify(VerifyOrder),
     /// What the operator wants of resync takes the place of what the configuration says.
     Resync(ResyncOrder),
+    /// Use the local disk no more in this run, as if it had failed. The last member's is kept (rule 23).
+    Detach,
 }
 
 /// Bounds of resync for one volume, shared by all peers that are being resynced.
@@ -513,8 +550,19 @@ pub enum ToControl {
         /// Bytes the store must have.
         store_bytes: u64,
     },
-    /// The local disk failed; it is not used any more.
-    DiskFailed,
+    /// The local disk is not used any more in this run.
+    DiskFailed {
+        /// Why.
+        why: DiskTrouble,
+    },
+    /// The local disk that failed owes no answer any more: a new run may take it up.
+    DiskIdle,
+    /// This primary has no disk and for some time no member to serve it: let a member lead (rules 25, 38). Repeated
+    /// as long as it is so.
+    Stranded {
+        /// In this epoch.
+        epoch: Epoch,
+    },
     /// [`FromControl::Stop`] is done: the clean mark is durable (or the disk failed).
     Stopped,
 }
@@ -621,10 +669,24 @@ pub enum Note {
         /// Bytes.
         size_bytes: u64,
     },
-    /// The local disk failed.
+    /// The local disk is used no more.
     DiskFailed {
+        /// Why.
+        why: DiskTrouble,
         /// On what.
         what: String,
+    },
+    /// Blocks of the local disk could not be read.
+    Unreadable {
+        /// Which.
+        range: holdfast_types::BlockRange,
+    },
+    /// Blocks that could not be read were fetched from a member and written anew.
+    Healed {
+        /// Which.
+        range: holdfast_types::BlockRange,
+        /// From whom.
+        from: NodeId,
     },
 }
 
@@ -639,6 +701,12 @@ pub struct Status {
     pub held: Option<String>,
     /// State of the local disk.
     pub disk: DiskState,
+    /// Why the local disk is not used, if it is not.
+    pub trouble: Option<DiskTrouble>,
+    /// Without a local disk: the member that served the latest read.
+    pub reads_from: Option<NodeId>,
+    /// Reads of the local disk that failed in this run.
+    pub read_errors: u64,
     /// Epoch it goes by.
     pub epoch: Epoch,
     /// In-sync set it goes by.

@@ -1,7 +1,8 @@
 //! Settings of one replica, and limits.
 
+use crate::DiskTrouble;
 use crate::rules::Rule;
-use holdfast_types::{NodeId, NodeSet, VolumeId};
+use holdfast_types::{Incarnation, NodeId, NodeSet, VolumeId};
 
 /// Requests an application may have in flight before further ones wait inside the replica.
 pub const REQUESTS_MAX: usize = 1024;
@@ -41,6 +42,8 @@ pub struct Config {
     pub volume: VolumeId,
     /// Times.
     pub timing: Timing,
+    /// The disk that was given up in an earlier run, as the node's control plane remembers; the disk itself may not.
+    pub distrust: Option<(Incarnation, DiskTrouble)>,
     /// Test only: a rule that is switched off so that a checker can be seen to catch it.
     pub off: Option<Rule>,
 }
@@ -74,6 +77,8 @@ pub struct Timing {
     pub rejoin_max_ms: u64,
     /// After so long as a member, half of its removals are forgotten.
     pub rejoin_forget_ms: u64,
+    /// An operation of the local disk that takes longer, while this process runs, makes the disk a failed one.
+    pub disk_ms: u64,
 }
 
 impl Default for Timing {
@@ -92,6 +97,7 @@ impl Default for Timing {
             rejoin_ms: 100,
             rejoin_max_ms: 20_000,
             rejoin_forget_ms: 60_000,
+            disk_ms: 1500,
         }
     }
 }

@@ -16,14 +16,17 @@ use crate::config::Config;
 use crate::room::{Room, RoomIo};
 use crate::rules::Rule;
 use crate::{
-    Action, DiskError, DiskOp, IoId, Note, Now, ResyncBounds, ResyncOrder, Save as FileSave,
-    ToControl, Trouble, View,
+    Action, DiskError, DiskOp, DiskTrouble, IoId, Note, Now, ResyncBounds, ResyncOrder,
+    Save as FileSave, ToControl, Trouble, View,
 };
 use bytes::Bytes;
 use holdfast_meta::{Layout, Superblock, Transaction, Unsaved};
 use holdfast_types::{BlockRange, DiskState, Epoch, NodeId, NodeSet, Seen, SessionId};
 use holdfast_wire::{Frame, Hello};
 use std::collections::{BTreeMap, VecDeque};
+
+/// The most that one look at the clock counts as time in which this process ran, in nanoseconds: twice a tick.
+const AWAKE_STEP_NS: u64 = 100_000_000;
 
 /// Names a write that a secondary received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +37,10 @@ pub(crate) struct PieceId(pub u64);
 /// Names a resync, reconcile or verify job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct JobId(pub u64);
+
+/// Names a rewrite of blocks that could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HealId(pub u64);
 
 /// Counts the roles a replica has had, so that an answer to an earlier one is not taken for the present one's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +53,7 @@ pub(crate) enum LogUser {
     Recv(RecvId),
     /// A repair of the primary's own copy: its token and blocks.
     Fix(u64, BlockRange),
+    Heal(HealId),
 }
 
 /// What a disk operation of a role was for.
@@ -55,16 +63,19 @@ pub(crate) enum RoleIo {
     LocalWrite(holdfast_types::Seq),
     LocalFlush(u64),
     JobRead(JobId),
+    Heal(HealId),
     RecvWrite(RecvId),
     RecvFlush(u64),
-    RecvHash(RecvId),
+    RecvRead(RecvId),
+    /// One block of a read that failed as a whole.
+    RecvReread(RecvId, u32),
 }
 
 impl RoleIo {
     fn is_read(self) -> bool {
         matches!(
             self,
-            Self::PieceRead(_) | Self::JobRead(_) | Self::RecvHash(_)
+            Self::PieceRead(_) | Self::JobRead(_) | Self::RecvRead(_) | Self::RecvReread(..)
         )
     }
 }
@@ -124,7 +135,7 @@ pub(crate) enum Wake {
     /// A role's disk operation ended.
     Io(RoleIo, Bytes),
     /// A role's read failed.
-    ReadFailed(RoleIo, DiskError),
+    ReadFailed(RoleIo),
     /// No data write is in flight any more.
     Drained,
     /// The committed record changed within this node's epoch as primary.
@@ -191,9 +202,18 @@ pub(crate) struct Ctx {
     pub(crate) seen: BTreeMap<NodeId, Seen>,
     /// It says more than the superblock.
     seen_news: bool,
-    pub(crate) disk_failed: bool,
+    /// Why the disk is not used any more.
+    pub(crate) trouble: Option<DiskTrouble>,
+    idle_told: bool,
+    /// Activity-log transactions that went to the disk in this run, and the number of the last that is on it.
+    pub(crate) log_writes: u64,
+    pub(crate) log_number: u64,
+    pub(crate) read_errors: u64,
     pub(crate) writes_in_flight: u32,
-    ios: BTreeMap<IoId, Purpose>,
+    /// Each with the time on `awake` when it was submitted.
+    ios: BTreeMap<IoId, (Purpose, Now)>,
+    /// Runs only while this process does: a process that was stopped has not seen the disk hang.
+    awake: Now,
     next_io: u64,
     /// Nodes whose slot is not to be on disk yet, and the save that brings its bits. Until then the slot holds what an
     /// earlier replica of that node lacked, and without the slot the next start takes all for dirty.
@@ -230,6 +250,7 @@ impl Ctx {
         log: ActivityLog<LogUser>,
         unclean: bool,
     ) -> Self {
+        let log_number_before = log.durable();
         let links = cfg
             .data_nodes
             .without(cfg.me)
@@ -262,9 +283,14 @@ impl Ctx {
             resync_order: ResyncOrder::default(),
             seen,
             seen_news: false,
-            disk_failed: false,
+            trouble: None,
+            idle_told: false,
+            log_writes: 0,
+            log_number: log_number_before,
+            read_errors: 0,
             writes_in_flight: 0,
             ios: BTreeMap::new(),
+            awake: Now(0),
             next_io: 1,
             unplaced: BTreeMap::new(),
             superblock_writing: false,
@@ -376,7 +402,7 @@ impl Ctx {
 
     /// Stores what is new of it.
     pub(crate) fn save_seen(&mut self) {
-        if self.seen_news && !self.disk_failed {
+        if self.seen_news && !self.disk_failed() {
             self.store(After::Nothing);
         }
     }
@@ -393,19 +419,58 @@ impl Ctx {
         Seen {
             incarnation: self.superblock.incarnation,
             run: self.superblock.run,
-            log: self.log.durable(),
+            log: self.log_number,
         }
     }
 
     // ---- disk
 
+    /// The disk is not used any more.
+    pub(crate) fn disk_failed(&self) -> bool {
+        self.trouble.is_some()
+    }
+
+    /// Time goes on to `now`.
+    pub(crate) fn pass(&mut self, now: Now) {
+        let step = Now(now.0.saturating_sub(self.now.0));
+        self.awake = Now(self.awake.0 + step.0.min(AWAKE_STEP_NS));
+        self.now = self.now.max(now);
+    }
+
+    /// When a disk that failed owes no answer any more, that is told.
+    pub(crate) fn tell_idle(&mut self) {
+        if self.disk_failed() && self.ios.is_empty() && !self.idle_told {
+            self.idle_told = true;
+            self.control(ToControl::DiskIdle);
+        }
+    }
+
+    /// A disk that does not answer is a failed one (rule 18).
+    pub(crate) fn check_disk(&mut self) {
+        let limit = self.cfg.timing.disk_ms;
+        // Zeroing new room may take long on a disk that is well.
+        let patient = |p: &Purpose| matches!(p, Purpose::Room(_));
+        let late = self.ios.values().find(|(p, _)| !patient(p)).copied();
+        if let Some((purpose, at)) = late.filter(|(_, at)| self.awake.ms_since(*at) >= limit) {
+            let ms = self.awake.ms_since(at);
+            self.fail_disk(
+                DiskTrouble::Hung,
+                &format!("{purpose:?}: no answer for {ms} ms"),
+            );
+        }
+    }
+
+    /// Nothing more is asked of a disk that failed.
     pub(crate) fn disk(&mut self, purpose: Purpose, op: DiskOp) {
+        if self.disk_failed() {
+            return;
+        }
         let io = IoId(self.next_io);
         self.next_io += 1;
         if let Purpose::Role { write: true, .. } = purpose {
             self.writes_in_flight += 1;
         }
-        self.ios.insert(io, purpose);
+        self.ios.insert(io, (purpose, self.awake));
         self.out.push(Action::Disk { io, op });
     }
 
@@ -460,7 +525,7 @@ impl Ctx {
     }
 
     pub(crate) fn disk_done(&mut self, io: IoId, result: Result<Bytes, DiskError>) {
-        let purpose = self.ios.remove(&io).expect("an operation ends once");
+        let (purpose, _) = self.ios.remove(&io).expect("an operation ends once");
         self.ended(purpose, result);
         if let Purpose::Role { write: true, .. } = purpose {
             self.writes_in_flight -= 1;
@@ -475,7 +540,7 @@ impl Ctx {
         let bytes = match result {
             Ok(bytes) => bytes,
             Err(error) => {
-                if self.disk_failed {
+                if self.disk_failed() {
                     return;
                 }
                 match purpose {
@@ -486,18 +551,23 @@ impl Ctx {
                         io,
                         write: false,
                     } if io.is_read() => {
-                        if life == self.life && !self.disk_failed {
-                            self.wakes.push_back(Wake::ReadFailed(io, error));
+                        if life == self.life {
+                            self.read_errors += 1;
+                            self.wakes.push_back(Wake::ReadFailed(io));
                         }
                         return;
                     }
                     _ => {}
                 }
-                self.fail_disk(&format!("{purpose:?}: {error:?}"));
+                let trouble = match error {
+                    DiskError::Io => DiskTrouble::Io,
+                    DiskError::NoSpace => DiskTrouble::NoSpace,
+                };
+                self.fail_disk(trouble, &format!("{purpose:?}: {error:?}"));
                 return;
             }
         };
-        if self.disk_failed {
+        if self.disk_failed() {
             return; // a failed disk's later successes change nothing
         }
         match purpose {
@@ -512,12 +582,7 @@ impl Ctx {
                     self.write_superblock(next);
                 }
             }
-            Purpose::LogWrite => {
-                let granted = self.log.written();
-                self.wakes.extend(granted.into_iter().map(Wake::Log));
-                self.wakes.push_back(Wake::LogWritten);
-                self.pump_log();
-            }
+            Purpose::LogWrite => self.log_written(),
             Purpose::TraceFlush => {
                 self.trace_flush = false;
                 self.try_evict();
@@ -538,15 +603,24 @@ impl Ctx {
         }
     }
 
-    /// An error on write or flush (or a read that nothing can replace) is final for the disk (rule 23, fsync rule).
-    pub(crate) fn fail_disk(&mut self, what: &str) {
-        if !self.disk_failed {
-            self.disk_failed = true;
-            self.note(Note::DiskFailed {
-                what: what.to_owned(),
-            });
-            self.control(ToControl::DiskFailed);
-            self.wakes.push_back(Wake::DiskFailed);
+    /// An error on write or flush is final for the disk in this run (rule 23, fsync rule).
+    pub(crate) fn fail_disk(&mut self, why: DiskTrouble, what: &str) {
+        if self.disk_failed() {
+            return;
+        }
+        self.trouble = Some(why);
+        self.note(Note::DiskFailed {
+            why,
+            what: what.to_owned(),
+        });
+        self.control(ToControl::DiskFailed { why });
+        self.wakes.push_back(Wake::DiskFailed);
+        // The log goes on in memory, where it bounds what is in flight (rule 30): its steps end at once.
+        if self.log.is_tracing() {
+            let step = self.log.traced();
+            self.log_step(step);
+        } else if !self.log.is_idle() {
+            self.log_written();
         }
     }
 
@@ -717,6 +791,16 @@ impl Ctx {
         self.pump_log();
     }
 
+    fn log_written(&mut self) {
+        let granted = self.log.written();
+        if !self.disk_failed() {
+            self.log_number = self.log.durable();
+        }
+        self.wakes.extend(granted.into_iter().map(Wake::Log));
+        self.wakes.push_back(Wake::LogWritten);
+        self.pump_log();
+    }
+
     pub(crate) fn pump_log(&mut self) {
         if self.is_moving() {
             return;
@@ -728,10 +812,11 @@ impl Ctx {
 
     pub(crate) fn log_step(&mut self, step: Step) {
         match step {
-            Step::Evict(_) if self.off(Rule::EvictTrace) => {
+            Step::Evict(_) if self.disk_failed() || self.off(Rule::EvictTrace) => {
                 let step = self.log.traced();
                 self.log_step(step);
             }
+            Step::Write { .. } if self.disk_failed() => self.log_written(),
             Step::Evict(_) => {
                 self.trace_flush = true;
                 self.trace_saved = false;
@@ -739,6 +824,7 @@ impl Ctx {
                 self.save_bits(Unsaved::Set, After::Trace);
             }
             Step::Write { number, active } => {
+                self.log_writes += 1;
                 let transaction = Transaction {
                     number,
                     incarnation: self.superblock.incarnation,

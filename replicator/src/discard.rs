@@ -48,7 +48,7 @@ impl Discard {
             "its line of history is another one than the one to be given up"
         } else if stamp.epoch < ctx.superblock.promised {
             "it knows of a newer epoch than the asking primary's"
-        } else if ctx.disk_failed {
+        } else if ctx.disk_failed() {
             "its disk failed"
         } else {
             return Some(Self {

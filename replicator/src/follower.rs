@@ -11,6 +11,7 @@
 //! - overlapping writes are applied in the order they came, on all lanes (rule 12).
 
 mod barriers;
+mod reread;
 
 use crate::ctx::{After, Ctx, LogUser, RecvId, RoleIo};
 use crate::discard::Discard;
@@ -49,6 +50,9 @@ enum What {
     Hash {
         token: u64,
     },
+    Read {
+        token: u64,
+    },
     Fetch {
         token: u64,
     },
@@ -56,7 +60,7 @@ enum What {
 
 impl What {
     fn is_write(&self) -> bool {
-        !matches!(self, Self::Hash { .. } | Self::Fetch { .. })
+        matches!(self, Self::Write { .. } | Self::Resync { .. })
     }
 }
 
@@ -94,6 +98,8 @@ pub(crate) struct Follower {
     asked_close: bool,
     /// This line of history is being given up.
     discard: Option<Discard>,
+    /// Hashes of runs that could not be read as a whole, block by block.
+    rereads: BTreeMap<RecvId, reread::Reread>,
 }
 
 impl Follower {
@@ -114,6 +120,7 @@ impl Follower {
             next_recv: 1,
             asked_close: false,
             discard: None,
+            rereads: BTreeMap::new(),
         }
     }
 
@@ -142,6 +149,7 @@ impl Follower {
         self.cut = None;
         self.confirmed = None;
         self.grown_early = NodeSet::EMPTY;
+        self.rereads.clear();
         ctx.log.cancel_waiting();
         let dropped: Vec<RecvId> = self
             .recv
@@ -164,7 +172,10 @@ impl Follower {
                 What::Resync { .. } if recv.lock.is_some() && !ctx.off(Rule::ResyncLogged) => {
                     ctx.release(recv.range);
                 }
-                What::Resync { .. } | What::Hash { .. } | What::Fetch { .. } => {}
+                What::Resync { .. }
+                | What::Hash { .. }
+                | What::Read { .. }
+                | What::Fetch { .. } => {}
             }
             if let Some(lock) = recv.lock {
                 // Without waking anybody: those behind are dropped too, or on disk already.
@@ -216,7 +227,7 @@ impl Follower {
             );
             return;
         }
-        if ctx.disk_failed {
+        if ctx.disk_failed() {
             ctx.send(
                 peer,
                 Frame::Refuse {
@@ -234,6 +245,9 @@ impl Follower {
 
     /// The control plane asks for a promise.
     pub(crate) fn promise(&mut self, ctx: &mut Ctx, epoch: Epoch) {
+        if ctx.disk_failed() {
+            return; // nothing can be stored: the control plane gives up, and knows why
+        }
         let attached = self.session.map(|(_, s)| s.epoch);
         let attaching = self.attaching.as_ref().map(|(_, a, _)| a.stamp.epoch);
         let newest = attached.max(attaching).unwrap_or(Epoch(0));
@@ -515,6 +529,13 @@ impl Follower {
             } if ours(stamp) => {
                 self.receive(ctx, stamp, range, Mode::Shared, What::Hash { token });
             }
+            Frame::Read {
+                stamp,
+                token,
+                range,
+            } if ours(stamp) => {
+                self.receive(ctx, stamp, range, Mode::Shared, What::Read { token });
+            }
             // Of an older session, or an answer to a primary this node no longer is: void (rule 21).
             _ => {}
         }
@@ -550,7 +571,7 @@ impl Follower {
         let id = RecvId(self.next_recv);
         self.next_recv += 1;
         let extents = match what {
-            What::Hash { .. } | What::Fetch { .. } => None,
+            What::Hash { .. } | What::Read { .. } | What::Fetch { .. } => None,
             // Sent again: the first one holds the extents still.
             What::Write { seq, .. } => {
                 (!self.open.get(&seq).is_some_and(|o| o.logged)).then_some(range)
@@ -623,7 +644,9 @@ impl Follower {
                 RoleIo::RecvWrite(id),
                 ctx.write_op(range, data.clone(), false),
             ),
-            What::Hash { .. } | What::Fetch { .. } => (RoleIo::RecvHash(id), ctx.read_op(range)),
+            What::Hash { .. } | What::Read { .. } | What::Fetch { .. } => {
+                (RoleIo::RecvRead(id), ctx.read_op(range))
+            }
         };
         ctx.role_io(io, op);
     }
@@ -631,32 +654,31 @@ impl Follower {
     /// A disk operation ended.
     pub(crate) fn io(&mut self, ctx: &mut Ctx, io: RoleIo, bytes: Bytes) {
         match io {
-            RoleIo::RecvWrite(id) | RoleIo::RecvHash(id) => self.applied(ctx, id, bytes),
+            RoleIo::RecvWrite(id) | RoleIo::RecvRead(id) => self.applied(ctx, id, bytes),
+            RoleIo::RecvReread(id, block) => self.reread(ctx, id, block, Some(&bytes)),
             RoleIo::RecvFlush(id) => self.flushed(ctx, id),
             RoleIo::PieceRead(_)
             | RoleIo::LocalWrite(_)
             | RoleIo::LocalFlush(_)
+            | RoleIo::Heal(_)
             | RoleIo::JobRead(_) => {}
         }
     }
 
     fn applied(&mut self, ctx: &mut Ctx, id: RecvId, bytes: Bytes) {
-        let Some(recv) = self.recv.remove(&id) else {
+        let Some(recv) = self.recv.get(&id) else {
             return;
         };
         let log = ctx.log.durable();
         let answer = match recv.what {
             What::Write { seq, .. } => {
+                let stamp = recv.stamp;
                 if let Some(open) = self.open.get_mut(&seq) {
                     open.applied = true;
                     open.closed |= ctx.off(Rule::KeepOpen);
                     self.retire(ctx, seq);
                 }
-                Frame::Ack {
-                    stamp: recv.stamp,
-                    seq,
-                    log,
-                }
+                Frame::Ack { stamp, seq, log }
             }
             What::Resync { token, .. } => {
                 // The extents stay in the log until they are evicted, which flushes (rule 14).
@@ -680,6 +702,20 @@ impl Follower {
                 range: recv.range,
                 data: bytes,
             },
+            What::Read { token } => Frame::ReadDone {
+                stamp: recv.stamp,
+                token,
+                range: recv.range,
+                data: Some(bytes),
+            },
+        };
+        self.done(ctx, id, answer);
+    }
+
+    /// A frame has been worked on: the answer, and the next in line for its blocks.
+    fn done(&mut self, ctx: &mut Ctx, id: RecvId, answer: Frame) {
+        let Some(recv) = self.recv.remove(&id) else {
+            return;
         };
         if let Some((peer, stamp)) = self.session
             && stamp == recv.stamp

@@ -19,11 +19,11 @@ use crate::follower::Follower;
 use crate::primary::Primary;
 use crate::rules::Rule;
 use crate::{
-    Action, Config, Event, FromControl, Note, Now, PeerStatus, Request, RequestError, ResyncBounds,
-    ResyncStatus, Status, ToControl, Trouble, VerifyReport, View,
+    Action, Config, DiskTrouble, Event, FromControl, Note, Now, PeerStatus, Request, RequestError,
+    ResyncBounds, ResyncStatus, Status, ToControl, Trouble, VerifyReport, View,
 };
 use holdfast_meta::{MetaError, Recovered, Unsaved};
-use holdfast_types::{DiskState, Epoch, NodeId, Role, Run};
+use holdfast_types::{DiskState, Epoch, NodeId, NodeSet, Role, Run};
 use holdfast_wire::{Frame, Hello, Refusal};
 
 /// Do the contents of two replicas belong to different lines of history? One without any joins every line.
@@ -96,8 +96,10 @@ impl Replica {
         let mut unclean = !superblock.clean && superblock.boot_id != boot_id;
         // A write or flush failed in the last run: unflushed data may be gone as after a loss of power. If the
         // disk works again it is compared whole.
-        let failed = superblock.disk == DiskState::Failed;
-        if failed {
+        let known = cfg.distrust.filter(|(d, _)| *d == superblock.incarnation);
+        let distrust = known.map(|(_, why)| why).filter(|why| why.loses());
+        let failed = superblock.disk == DiskState::Failed || distrust == Some(DiskTrouble::Io);
+        if failed || distrust.is_some() {
             superblock.disk = DiskState::Syncing;
             superblock.boot_id = 0;
             unclean = true;
@@ -159,7 +161,7 @@ impl Replica {
 
     /// Something happened: appends what is to be done to `out`, in order.
     pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
-        self.ctx.now = self.ctx.now.max(now);
+        self.ctx.pass(now);
         // Also when events come so thick that nobody finds the time to hand in a tick.
         if self.ctx.now >= self.next_tick && !matches!(event, Event::Tick) {
             self.tick();
@@ -200,6 +202,7 @@ impl Replica {
         self.ctx
             .pump_room(matches!(self.state, State::Primary(_) | State::Follower(_)));
         self.tell_changes();
+        self.ctx.tell_idle();
         out.append(&mut self.ctx.out);
         #[cfg(debug_assertions)]
         self.ctx.bits.check();
@@ -211,6 +214,11 @@ impl Replica {
         let now = self.ctx.now;
         let timing = self.ctx.cfg.timing;
         self.next_tick = now.plus_ms(TICK_MS);
+        // The only copy is waited for: nobody could go on without it.
+        let only = NodeSet::only(self.ctx.cfg.me);
+        if self.view.is_none_or(|v| v.in_sync != only) {
+            self.ctx.check_disk();
+        }
         let links: Vec<(NodeId, Now, Now)> = self
             .ctx
             .links
@@ -230,7 +238,7 @@ impl Replica {
         }
         if now >= self.next_save
             && matches!(self.state, State::Primary(_) | State::Follower(_))
-            && !self.ctx.disk_failed
+            && !self.ctx.disk_failed()
         {
             self.next_save = now.plus_ms(timing.save_ms);
             if let State::Primary(p) = &mut self.state {
@@ -243,7 +251,7 @@ impl Replica {
 
     fn request(&mut self, req: crate::ReqId, request: Request) {
         match &mut self.state {
-            State::Primary(p) if self.ctx.disk_failed && p.in_sync().len() == 1 => {
+            State::Primary(p) if p.no_copy(&self.ctx) => {
                 self.ctx.out.push(Action::Complete {
                     req,
                     result: Err(RequestError::Io),
@@ -301,11 +309,13 @@ impl Replica {
         }
     }
 
+    /// A disk that is not used is Failed as long as the in-sync set names it, Diskless from then on.
     fn disk_state(&self) -> DiskState {
-        if self.ctx.disk_failed {
-            DiskState::Failed
-        } else {
-            self.ctx.superblock.disk
+        let named = self.view.is_some_and(|v| v.in_sync.has(self.ctx.cfg.me));
+        match self.ctx.trouble {
+            None => self.ctx.superblock.disk,
+            Some(_) if named => DiskState::Failed,
+            Some(_) => DiskState::Diskless,
         }
     }
 
@@ -319,11 +329,7 @@ impl Replica {
             run: s.run,
             unclean: self.ctx.unclean,
             promised: s.promised,
-            disk: if self.ctx.disk_failed {
-                DiskState::Failed
-            } else {
-                s.disk
-            },
+            disk: self.disk_state(),
             log_slots: s.log_slots,
             found: s.found,
             lineage: s.lineage,
@@ -451,6 +457,7 @@ impl Replica {
                 self.control(FromControl::Promise { epoch });
             }
             (_, FromControl::Stop) => self.stop(),
+            (State::Primary(_) | State::Follower(_), FromControl::Detach) => self.detach(),
             (State::Primary(p), message) => p.control(&mut self.ctx, message),
             (State::Follower(f), FromControl::Promise { epoch }) => f.promise(&mut self.ctx, epoch),
             (State::Follower(f), FromControl::Withdraw { epoch }) => {
@@ -472,6 +479,15 @@ impl Replica {
                 }));
             }
             (State::Follower(_) | State::Starting { .. }, _) => {}
+        }
+    }
+
+    /// The operator wants the disk no more. The last member's holds the data (rule 23).
+    fn detach(&mut self) {
+        let me = NodeSet::only(self.ctx.cfg.me);
+        if self.view.is_none_or(|v| v.in_sync != me) {
+            self.ctx
+                .fail_disk(DiskTrouble::Detached, "the operator's wish");
         }
     }
 
@@ -510,7 +526,7 @@ impl Replica {
         let fits = self.ctx.superblock.promised == view.epoch
             && view.primary == Some(self.ctx.cfg.me)
             && (self.ctx.off(Rule::EndOldWrites) || f.is_quiet() && self.ctx.writes_in_flight == 0);
-        if !fits || self.ctx.disk_failed {
+        if !fits || self.ctx.disk_failed() {
             return; // a newer promise or session came between: the control plane hears of it
         }
         self.view = Some(view);
@@ -551,12 +567,6 @@ impl Replica {
             State::Stopped => {}
             State::Primary(p) => match wake {
                 Wake::View(view) => p.control(&mut self.ctx, FromControl::View(view)),
-                Wake::DiskFailed if p.in_sync().len() == 1 => {
-                    if self.ctx.off(Rule::LastMember) {
-                        p.remove_itself(&mut self.ctx);
-                    }
-                    p.fail_all(&mut self.ctx);
-                }
                 wake => p.wake(&mut self.ctx, wake),
             },
             State::Follower(f) => match wake {
@@ -571,12 +581,12 @@ impl Replica {
                 Wake::Saved(After::Cut(id)) => f.cut_saved(&mut self.ctx, id),
                 Wake::LogWritten => f.log_written(&mut self.ctx),
                 Wake::DiskFailed => f.disk_failed(&mut self.ctx),
-                Wake::ReadFailed(io, error) => self.ctx.fail_disk(&format!("{io:?}: {error:?}")),
+                Wake::ReadFailed(io) => f.read_failed(&mut self.ctx, io),
                 Wake::Saved(_)
                 | Wake::Stored(_)
                 | Wake::Flushed
                 | Wake::View(_)
-                | Wake::Log(LogUser::Piece(_) | LogUser::Fix(..)) => {}
+                | Wake::Log(LogUser::Piece(_) | LogUser::Fix(..) | LogUser::Heal(_)) => {}
             },
         }
     }
@@ -632,11 +642,7 @@ impl Replica {
             incarnation: s.incarnation,
             run: s.run,
             unclean: self.ctx.unclean,
-            disk: if self.ctx.disk_failed {
-                DiskState::Failed
-            } else {
-                s.disk
-            },
+            disk: self.disk_state(),
             promised: s.promised,
         };
         self.started = true;
@@ -645,7 +651,7 @@ impl Replica {
 
     fn stop(&mut self) {
         self.step_down();
-        if self.ctx.disk_failed {
+        if self.ctx.disk_failed() {
             self.state = State::Stopped;
             self.ctx.control(ToControl::Stopped);
             return;
@@ -720,8 +726,8 @@ impl Replica {
             State::Follower(f) => (None, Some(f)),
             State::Starting { .. } | State::Stopping { .. } | State::Stopped => (None, None),
         };
-        let disk = if ctx.disk_failed {
-            DiskState::Failed
+        let disk = if ctx.disk_failed() {
+            self.disk_state()
         } else if member && s.disk != DiskState::Outdated {
             DiskState::UpToDate
         } else if follower.is_some_and(|f| f.primary().is_some()) {
@@ -738,6 +744,9 @@ impl Replica {
             open: primary.is_some_and(|p| p.is_open()),
             held: primary.and_then(|p| p.held(ctx)),
             disk,
+            trouble: ctx.trouble,
+            reads_from: primary.and_then(|p| p.reads_from(ctx)),
+            read_errors: ctx.read_errors,
             epoch: primary.map_or(view.map_or(s.epoch, |v| v.epoch), |p| p.epoch()),
             in_sync: primary.map_or(view.map_or_else(Default::default, |v| v.in_sync), |p| {
                 p.in_sync()
@@ -750,7 +759,7 @@ impl Replica {
                 + follower.map_or(0, |f| f.open_writes() as u32),
             written_bytes: primary.map_or(0, |p| p.written_bytes),
             read_bytes: primary.map_or(0, |p| p.read_bytes),
-            log_writes: ctx.log.writes,
+            log_writes: ctx.log_writes,
             resync: primary.map_or_else(
                 || ResyncStatus {
                     bounds: ctx.resync(),

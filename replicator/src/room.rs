@@ -106,7 +106,7 @@ impl Ctx {
         };
         let served = size.min(self.layout.geometry.blocks);
         let before = self.served();
-        if served == before || self.disk_failed {
+        if served == before || self.disk_failed() {
             return false;
         }
         self.superblock.geometry.blocks = served;
@@ -124,7 +124,7 @@ impl Ctx {
 
     /// Does the next step, if there is one. `begin`: a role that lasts may begin to make room.
     pub(crate) fn pump_room(&mut self, begin: bool) {
-        if self.disk_failed {
+        if self.disk_failed() {
             return;
         }
         match &mut self.room.stage {

@@ -117,6 +117,7 @@ impl Pair {
                 epoch: Epoch(0),
                 primary: None,
                 in_sync: both(),
+                doubtful: NodeSet::EMPTY,
                 data_nodes: both(),
                 suspect: NodeSet::EMPTY,
                 lineage: 1,
@@ -152,6 +153,7 @@ impl Pair {
             data_nodes: both(),
             volume: VolumeId(7),
             timing: Timing::default(),
+            distrust: None,
             off: None,
         };
         let mut out = Vec::new();

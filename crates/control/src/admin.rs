@@ -50,6 +50,12 @@ pub(crate) enum Goal {
         command: Command,
         ix: usize,
     },
+    /// A local disk in use again, or used no more.
+    Disk {
+        ix: usize,
+        v: usize,
+        attach: bool,
+    },
     Forwarded {
         id: u64,
         to: NodeId,
@@ -133,6 +139,16 @@ impl Node {
                 volume,
                 node,
             } => self.ask_place(now, asker, &resource, volume, node, None),
+            AdminRequest::Attach {
+                resource,
+                volume,
+                node,
+            } => self.ask_disk(now, asker, resource, volume, node, true),
+            AdminRequest::Detach {
+                resource,
+                volume,
+                node,
+            } => self.ask_disk(now, asker, resource, volume, node, false),
             AdminRequest::Invalidate {
                 resource,
                 volume,
@@ -423,6 +439,67 @@ impl Node {
         })
     }
 
+    fn ask_disk(
+        &mut self,
+        now: Now,
+        asker: Asker,
+        resource: String,
+        volume: VolumeIx,
+        node: NodeId,
+        attach: bool,
+    ) -> Result<Option<Goal>, AdminReply> {
+        let ix = self.find(&resource)?;
+        let v = usize::from(volume.0);
+        let name = self.config.name_of(node);
+        let record = self.state().resources.get(&ResourceIx(ix as u16));
+        let held = record.and_then(|r| r.replica(volume, node)).is_some();
+        if !held || v >= self.resources[ix].locals.len() {
+            return Err(refused(format!("{name} holds no replica of it")));
+        }
+        let alone = record
+            .and_then(|r| r.volumes.get(v))
+            .is_some_and(|r| r.in_sync == holdfast_types::NodeSet::only(node));
+        if node != self.me() {
+            let request = if attach {
+                AdminRequest::Attach {
+                    resource,
+                    volume,
+                    node,
+                }
+            } else {
+                AdminRequest::Detach {
+                    resource,
+                    volume,
+                    node,
+                }
+            };
+            return self.forward(now, asker, node, request);
+        }
+        if attach && self.attached(ix, v) {
+            return Err(refused(format!("the disk of {name} is in use already")));
+        }
+        if attach && self.resources[ix].holding().is_some() && !alone {
+            return Err(refused(format!(
+                "{name} is the primary of {resource} and goes on through the other members: promote one of them first \
+                 (`holdfast promote {resource}` there), then attach the disk here"
+            )));
+        }
+        if !attach && alone {
+            return Err(refused(format!(
+                "{name} is the last member of the in-sync set: its disk holds the only current copy. Let another \
+                 replica resync first"
+            )));
+        }
+        if attach {
+            let attach = &mut self.resources[ix].locals[v].attach;
+            attach.asked = true;
+            attach.error = None;
+        } else {
+            self.tell_one(ix, v, FromControl::Detach);
+        }
+        Ok(Some(Goal::Disk { ix, v, attach }))
+    }
+
     /// Looks after requests that are not answered yet.
     pub(crate) fn drive_admin(&mut self, now: Now) {
         let mut open = Vec::new();
@@ -505,6 +582,20 @@ impl Node {
                     (None, None) => done(format!("{name} holds no replica of {resource} any more")),
                     (None, Some(_)) => self.keeps(record.primary, of, *node).map(refused),
                 }
+            }
+            Goal::Disk { ix, v, attach } => {
+                let error = &self.resources[*ix].locals[*v].attach.error;
+                let name = self.config.name_of(self.me());
+                if let Some(error) = error.as_ref().filter(|_| *attach) {
+                    return Some(refused(error.clone()));
+                }
+                (self.attached(*ix, *v) == *attach).then(|| AdminReply::Done {
+                    message: if *attach {
+                        format!("the disk of {name} is in use again; it is resynced now")
+                    } else {
+                        format!("the disk of {name} is used no more; `holdfast attach` takes it up again")
+                    },
+                })
             }
             Goal::Demoted { ix } => {
                 let record = self.state().resources.get(&ResourceIx(*ix as u16));
@@ -636,7 +727,7 @@ impl Node {
             // Once only: who cannot fulfil the wish takes it back.
             Goal::Promoted { seen: true, .. } => {}
             Goal::Promoted { ix, node, .. } => self.want(now, *ix, Wanted::On(*node)),
-            Goal::Forwarded { .. } => {}
+            Goal::Forwarded { .. } | Goal::Disk { .. } => {}
         }
     }
 
@@ -657,7 +748,11 @@ impl Node {
             Goal::Forwarded { to, .. } => {
                 return format!("{} has not answered", self.config.name_of(*to));
             }
-            Goal::Promoted { ix, .. }
+            Goal::Disk { attach: true, .. } => {
+                return "the old run of the replica still waits for an answer of the disk".into();
+            }
+            Goal::Disk { ix, .. }
+            | Goal::Promoted { ix, .. }
             | Goal::Demoted { ix }
             | Goal::Placed { ix, .. }
             | Goal::Kept { ix, .. }

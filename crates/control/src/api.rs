@@ -33,7 +33,8 @@ pub use crate::message::{MESSAGE_BYTES_MAX, Message};
 pub use crate::state::{Change, CreateVolume, HistoryEntry, ResourceRecord, Wanted};
 pub use crate::upkeep::{Care, Upkeep, Verified};
 pub use holdfast_replicator::{
-    FromControl, Now, Repair, ResyncOrder, SetChange, ToControl, VerifyOrder, View, VolumeSize,
+    DiskTrouble, FromControl, Now, Repair, ResyncOrder, SetChange, ToControl, VerifyOrder, View,
+    VolumeSize,
 };
 
 /// Position of a resource in [`Config::resources`]; the same on every node.
@@ -110,6 +111,15 @@ pub enum Event {
         /// How; the error in words.
         result: Result<(), String>,
     },
+    /// [`Action::Reopen`] came to nothing; when it succeeds, the replica says [`ToControl::Started`].
+    NotReopened {
+        /// Of which resource.
+        resource: ResourceIx,
+        /// Which of its volumes.
+        volume: VolumeIx,
+        /// Why, in words.
+        error: String,
+    },
     /// Whether the local disks of a resource make progress. While stalled its lease is not renewed.
     DiskStalled {
         /// Which resource.
@@ -173,6 +183,14 @@ pub enum Action {
     /// The local replica was removed from the record and has stopped: close it and do not open it again. What is on
     /// its disk is nobody's any more.
     Forget {
+        /// Of which resource.
+        resource: ResourceIx,
+        /// Which of its volumes.
+        volume: VolumeIx,
+    },
+    /// Close the local replica without waiting for it, then start it anew from its disk, as at the start of the
+    /// daemon: with what [`crate::Node::distrusted`] says.
+    Reopen {
         /// Of which resource.
         resource: ResourceIx,
         /// Which of its volumes.
@@ -417,6 +435,24 @@ pub enum AdminRequest {
         /// Which node.
         node: NodeId,
     },
+    /// Take up a disk again that is not used; answered when its replica runs, or why it cannot.
+    Attach {
+        /// Name of the resource.
+        resource: String,
+        /// Which volume.
+        volume: VolumeIx,
+        /// On which node.
+        node: NodeId,
+    },
+    /// Use a node's disk no more, until it is attached again; answered when it is so.
+    Detach {
+        /// Name of the resource.
+        resource: String,
+        /// Which volume.
+        volume: VolumeIx,
+        /// On which node.
+        node: NodeId,
+    },
     /// Do not trust a node's copy: all of it is compared with the primary's.
     Invalidate {
         /// Name of the resource.
@@ -587,4 +623,6 @@ pub struct ReplicaStatus {
     pub incarnation: Incarnation,
     /// State of its disk: committed membership, or what its node says of itself.
     pub disk: DiskState,
+    /// Why its disk is not used, if its node says that it is not.
+    pub trouble: Option<DiskTrouble>,
 }

@@ -191,6 +191,7 @@ impl Consensus {
             snapshot_state: self.snapshot.clone(),
             entries,
             fences: Vec::new(),
+            distrusted: Vec::new(),
         }
     }
 

@@ -6,10 +6,10 @@
 //! - damaged state is never mistaken for no state: a node whose slots both hold something unreadable does
 //!   not start (rule 37 treats a *missing* state, as a new member).
 
-use crate::api::ResourceIx;
+use crate::api::{DiskTrouble, ResourceIx, VolumeIx};
 use crate::message::{Entry, Position, RaftId, WireConfig};
 use crate::state::ClusterState;
-use holdfast_types::{Epoch, Gen};
+use holdfast_types::{Epoch, Gen, Incarnation};
 use serde::{Deserialize, Serialize};
 
 /// First bytes of a slot.
@@ -104,7 +104,7 @@ pub fn choose(slots: [&[u8]; 2]) -> Result<(Option<Vec<u8>>, Slots), DurableErro
 }
 
 /// Version of the payload.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// Everything a node must not forget.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +119,9 @@ pub(crate) struct Stored {
     pub(crate) entries: Vec<Entry>,
     /// Takeovers let in as a voter: resource, epoch to be, generation it was made for.
     pub(crate) fences: Vec<(ResourceIx, Epoch, Gen)>,
+    /// Local disks that failed and were not made equal since: the cluster may not have heard of it, and the disk
+    /// itself may have forgotten.
+    pub(crate) distrusted: Vec<(ResourceIx, VolumeIx, Incarnation, DiskTrouble)>,
 }
 
 const CODEC: bincode::config::Configuration<

@@ -4,7 +4,7 @@
 //! - decoding never panics, never allocates more than [`MESSAGE_BYTES_MAX`], refuses trailing bytes;
 //! - a message may be lost, repeated or late: every reply names what it answers.
 
-use crate::api::{AdminReply, AdminRequest, PhaseWord, ResourceIx};
+use crate::api::{AdminReply, AdminRequest, DiskTrouble, PhaseWord, ResourceIx};
 use crate::state::{ClusterState, Command};
 use holdfast_types::{DiskState, Epoch, Gen};
 use serde::{Deserialize, Serialize};
@@ -165,6 +165,8 @@ pub(crate) struct ResourceHello {
     pub(crate) epoch: Epoch,
     /// Per volume; `None`: not started.
     pub(crate) disks: Vec<Option<DiskState>>,
+    /// Per volume: why its disk is not used.
+    pub(crate) troubles: Vec<Option<DiskTrouble>>,
 }
 
 /// A voter's answer to a lease request.

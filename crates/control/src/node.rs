@@ -15,8 +15,8 @@ use crate::resource::Resource;
 use crate::rng::Rng;
 use crate::state::{Applied, ClusterState, Command};
 use holdfast_replicator::Rule;
-use holdfast_types::{NODES_MAX, NodeId};
-use std::collections::VecDeque;
+use holdfast_types::{Incarnation, NODES_MAX, NodeId};
+use std::collections::{BTreeMap, VecDeque};
 
 /// Rounds of driving after one event; each round but the last changed something.
 const SETTLE_ROUNDS_MAX: usize = 64;
@@ -57,6 +57,8 @@ pub struct Node {
     pub(crate) next_forward: u64,
     pub(crate) renew_at: Now,
     pub(crate) shutting_down: bool,
+    /// Local disks that failed, in this life or an earlier one, and were not made equal since.
+    pub(crate) distrusted: BTreeMap<(ResourceIx, VolumeIx), (Incarnation, DiskTrouble)>,
     stopped: bool,
     hello_at: Now,
     wake: Now,
@@ -86,13 +88,14 @@ impl Node {
         let stored = start.stored.as_deref().map(Stored::decode).transpose()?;
         let mut rng = Rng::new(start.random ^ u64::from(config.me.0).wrapping_mul(0x9e37_79b9));
         let timing = config.timing;
-        let (consensus, fences, known) = match stored {
+        let (consensus, fences, distrusted, known) = match stored {
             None => {
                 let fresh = rng.draw();
                 let known = config.off == Some(Rule::FreshVoter);
                 let id = RaftId::new(config.me, if known { 0 } else { fresh });
                 (
                     Consensus::blank(id, timing, now, &mut rng),
+                    Vec::new(),
                     Vec::new(),
                     false,
                 )
@@ -104,12 +107,16 @@ impl Node {
                 }
                 let consensus = Consensus::restore(&stored, timing, now, &mut rng)
                     .ok_or_else(|| DurableError::Malformed("log out of order".into()))?;
-                (consensus, stored.fences, true)
+                (consensus, stored.fences, stored.distrusted, true)
             }
         };
         let fences = fences
             .into_iter()
             .map(|(resource, epoch, generation)| (resource, Fence { epoch, generation }))
+            .collect();
+        let distrusted = distrusted
+            .into_iter()
+            .map(|(resource, volume, disk, why)| ((resource, volume), (disk, why)))
             .collect();
         let mut node = Self {
             rng,
@@ -126,6 +133,7 @@ impl Node {
             next_forward: 0,
             renew_at: now,
             shutting_down: false,
+            distrusted,
             stopped: false,
             hello_at: now,
             wake: now,
@@ -143,6 +151,31 @@ impl Node {
         node.settle(now);
         let actions = std::mem::take(&mut node.out);
         Ok((node, actions))
+    }
+
+    /// The disk of a local replica that failed and was not made equal since. The replica must be told when it starts:
+    /// the disk itself may have forgotten.
+    pub fn distrusted(
+        &self,
+        resource: ResourceIx,
+        volume: VolumeIx,
+    ) -> Option<(Incarnation, DiskTrouble)> {
+        self.distrusted.get(&(resource, volume)).copied()
+    }
+
+    /// Remembers whether a local disk is to be trusted, durably.
+    pub(crate) fn trust(
+        &mut self,
+        resource: ResourceIx,
+        volume: VolumeIx,
+        failed: Option<(Incarnation, DiskTrouble)>,
+    ) {
+        let key = (resource, volume);
+        let changed = match failed {
+            Some(new) => self.distrusted.insert(key, new) != Some(new),
+            None => self.distrusted.remove(&key).is_some(),
+        };
+        self.dirty |= changed;
     }
 
     /// Takes in what happened.
@@ -178,6 +211,11 @@ impl Node {
                 step,
                 result,
             } => self.on_host(now, resource, step, result),
+            Event::NotReopened {
+                resource,
+                volume,
+                error,
+            } => self.not_reopened(now, resource, volume, error),
             Event::DiskStalled { resource, stalled } => {
                 if let Some(r) = self.resources.get_mut(usize::from(resource.0)) {
                     r.stalled = stalled;
@@ -460,6 +498,8 @@ impl Node {
             let mut stored = self.consensus.stored();
             let fences = self.grantor.fences.iter();
             stored.fences = fences.map(|(r, f)| (*r, f.epoch, f.generation)).collect();
+            let distrusted = self.distrusted.iter();
+            stored.distrusted = distrusted.map(|(k, d)| (k.0, k.1, d.0, d.1)).collect();
             self.out.push(Action::Persist {
                 ticket: self.ticket,
                 bytes: stored.encode(),

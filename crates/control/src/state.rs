@@ -419,6 +419,15 @@ impl VolumeRecord {
         }
     }
 
+    /// Replicas that may lack what was acknowledged.
+    pub fn doubtful(&self) -> NodeSet {
+        let lacking = |r: &ReplicaRecord| r.unclean || r.suspect;
+        let replicas = self.replicas.iter();
+        replicas
+            .filter(|(_, r)| lacking(r))
+            .map(|(&n, _)| n)
+            .collect()
+    }
     /// All nodes with replicas.
     pub fn data_nodes(&self) -> NodeSet {
         self.replicas.keys().copied().collect()
@@ -444,6 +453,7 @@ impl ResourceRecord {
             data_nodes: record.data_nodes(),
             suspect: record.suspect(),
             lineage: self.lineage,
+            doubtful: record.doubtful(),
         })
     }
 

@@ -126,6 +126,7 @@ impl Node {
                             node,
                             incarnation: replica.incarnation,
                             disk: self.disk_of(resource, v, node, volume.in_sync),
+                            trouble: self.trouble_of(resource, v, node),
                         })
                         .collect(),
                 })
@@ -156,20 +157,28 @@ impl Node {
     ) -> DiskState {
         let told = if node == self.me() {
             let local = self.resources[usize::from(resource.0)].locals.get(volume);
-            local.and_then(|l| match l.started {
-                Some(_) if l.failed => Some(DiskState::Failed),
-                started => started.map(|s| s.disk),
-            })
+            local.and_then(crate::resource::Local::disk)
         } else {
             self.heard_of(node, resource)
                 .and_then(|h| h.disks.get(volume).copied().flatten())
         };
         match told {
-            Some(bad @ (DiskState::Failed | DiskState::Diskless)) => bad,
+            Some(DiskState::Failed | DiskState::Diskless) if in_sync.has(node) => DiskState::Failed,
+            Some(DiskState::Failed | DiskState::Diskless) => DiskState::Diskless,
             _ if in_sync.has(node) => DiskState::UpToDate,
             Some(DiskState::Syncing) => DiskState::Syncing,
             _ => DiskState::Outdated,
         }
+    }
+
+    /// Why a node uses its disk no more, as it says.
+    fn trouble_of(&self, resource: ResourceIx, volume: usize, node: NodeId) -> Option<DiskTrouble> {
+        if node == self.me() {
+            let local = self.resources[usize::from(resource.0)].locals.get(volume);
+            return local.and_then(|l| l.failed);
+        }
+        self.heard_of(node, resource)
+            .and_then(|h| h.troubles.get(volume).copied().flatten())
     }
 
     /// What a resource waits for, and why.

@@ -296,6 +296,7 @@ pub(crate) fn region(input: &[u8]) {
                 .collect::<NodeSet>(),
             volume: VOLUME,
             timing: Timing::default(),
+            distrust: None,
             off: None,
         };
         let mut out = Vec::new();

@@ -4,7 +4,7 @@ use crate::daemon::VolumeKey;
 use holdfast_config::{Config, Resource, UncleanPromotion};
 use holdfast_control as control;
 use holdfast_replicator as replicator;
-use holdfast_types::{NodeId, NodeSet, VolumeId};
+use holdfast_types::{Incarnation, NodeId, NodeSet, VolumeId};
 
 /// The control plane's view of the configuration.
 pub fn control_config(config: &Config, me: NodeId) -> control::Config {
@@ -84,6 +84,7 @@ pub fn replicator_timing(t: &holdfast_config::Timing) -> replicator::Timing {
         grace_ms: t.reconnect_grace_ms,
         answer_ms: t.peer_timeout_ms,
         collect_ms: t.reconnect_grace_ms.max(defaults.collect_ms),
+        disk_ms: t.disk_timeout_ms,
         ..defaults
     }
 }
@@ -94,12 +95,14 @@ pub fn replica_config(
     me: NodeId,
     data_nodes: NodeSet,
     volume: VolumeId,
+    distrust: Option<(Incarnation, replicator::DiskTrouble)>,
 ) -> replicator::Config {
     replicator::Config {
         me,
         data_nodes,
         volume,
         timing: replicator_timing(&config.timing),
+        distrust,
         off: None,
     }
 }

@@ -61,6 +61,7 @@ impl World {
             data_nodes: (0..self.scenario.data_nodes).map(NodeId).collect(),
             volume: VOLUME,
             timing: rep::Timing::default(),
+            distrust: None,
             off: self.planted,
         }
     }
@@ -114,7 +115,8 @@ impl World {
                 }
                 Err(e) => return self.fail(format!("{me} cannot read its metadata: {e}")),
             };
-            let (config, boot_id) = (self.replica_config(me), self.nodes[n].boot_id);
+            let (mut config, boot_id) = (self.replica_config(me), self.nodes[n].boot_id);
+            config.distrust = control.distrusted(RESOURCE_IX, VOLUME_IX);
             match rep::Replica::start(config, recovered, boot_id, now, &mut replica_actions) {
                 Ok(started) => replica = Some(started),
                 Err(e) => return self.fail(format!("the replica of {me} does not start: {e}")),
@@ -134,6 +136,52 @@ impl World {
         });
         self.perform_control(n, control_actions);
         self.perform_replica(n, &mut replica_actions);
+        for link in 0..self.links.len() {
+            if self.links[link].ends.contains(&me) {
+                self.want_connection(link);
+            }
+        }
+    }
+
+    /// The replica starts anew from its disk, under the running daemon.
+    pub(crate) fn reopen(&mut self, n: usize, life: u64) {
+        let node = &self.nodes[n];
+        if node.life != life || !node.up() {
+            return;
+        }
+        if node.paused || node.disk.as_ref().is_some_and(|d| !d.idle()) {
+            self.agenda.at(
+                self.now + CLAIM_RETRY_NS,
+                Ev::Undo(crate::faults::Undo::Reopen { node: n, life }),
+            );
+            return;
+        }
+        self.trace.mark("disk taken up again");
+        if node.open_epoch.is_some() {
+            // The last member's: its clients are cut off, as at a restart of the daemon.
+            self.end_daemon(n, false);
+            self.start_later(n, CLAIM_RETRY_NS);
+            return;
+        }
+        self.lanes_gone(n, false);
+        self.sees_end(n);
+        let me = self.nodes[n].id;
+        let recovered = match self.read_metadata(n) {
+            Ok(recovered) => recovered,
+            Err(e) => return self.fail(format!("{me} cannot read its metadata: {e}")),
+        };
+        let now = self.nodes[n].clock.local(self.now);
+        let (mut config, boot_id) = (self.replica_config(me), self.nodes[n].boot_id);
+        let Some(process) = &mut self.nodes[n].process else {
+            return;
+        };
+        config.distrust = process.control.distrusted(RESOURCE_IX, VOLUME_IX);
+        let mut actions = Vec::new();
+        match rep::Replica::start(config, recovered, boot_id, now, &mut actions) {
+            Ok(started) => process.replica = Some(started),
+            Err(e) => return self.fail(format!("the replica of {me} does not start: {e}")),
+        }
+        self.perform_replica(n, &mut actions);
         for link in 0..self.links.len() {
             if self.links[link].ends.contains(&me) {
                 self.want_connection(link);
@@ -485,7 +533,9 @@ impl World {
     fn heard_from_replica(&mut self, n: usize, msg: &rep::ToControl) {
         match msg {
             rep::ToControl::Opened { epoch } => self.opened(n, epoch.0),
-            rep::ToControl::DiskFailed => self.trace.mark("disk failed"),
+            rep::ToControl::DiskFailed { .. } => self.trace.mark("disk failed"),
+            rep::ToControl::DiskIdle => self.trace.mark("failed disk is idle"),
+            rep::ToControl::Stranded { .. } => self.trace.mark("stranded"),
             rep::ToControl::ProposeSet { why, .. } => self.trace.mark(match why {
                 rep::SetChange::Lost => "member lost",
                 rep::SetChange::Slow => "member slow",
@@ -544,6 +594,8 @@ impl World {
             rep::Note::Repaired { .. } => self.trace.mark("repaired"),
             rep::Note::Resized { .. } => self.trace.mark("resized"),
             rep::Note::DiskFailed { .. } => self.trace.mark("disk failure noted"),
+            rep::Note::Unreadable { .. } => self.trace.mark("unreadable block"),
+            rep::Note::Healed { .. } => self.trace.mark("unreadable block healed"),
             rep::Note::Protocol { .. } => self.trace.mark("protocol note"),
         }
         if let rep::Note::Distrusted {
@@ -594,6 +646,13 @@ impl World {
                     if let Some(process) = &mut self.nodes[n].process {
                         process.replica = None;
                     }
+                }
+                control::Action::Reopen { .. } => {
+                    let life = self.nodes[n].life;
+                    self.agenda.in_order(
+                        self.now,
+                        Ev::Undo(crate::faults::Undo::Reopen { node: n, life }),
+                    );
                 }
                 control::Action::Reply { reply, .. } => self.admin_reply(n, &reply),
                 control::Action::Note(note) => self.control_note(n, &note),

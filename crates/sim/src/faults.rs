@@ -34,6 +34,8 @@ pub enum Undo {
     Fast { node: usize },
     /// A failed disk is replaced by a blank one.
     Replace { node: usize },
+    /// A replica starts anew under its daemon.
+    Reopen { node: usize, life: u64 },
     /// A new primary is struck.
     Strike { node: usize, life: u64 },
     /// A daemon has stopped in good order (or takes too long about it).
@@ -299,6 +301,9 @@ impl World {
             node.lossy |= had;
         }
         self.end_daemon(n, true);
+        // A later start may have been on its way to the disk: it comes back as one that was running.
+        let started = stopped_clean && !self.clean_mark(n);
+        self.nodes[n].unclean |= started;
     }
 
     /// Has the disk data in its cache, or on its way, that would be lost with its power?
@@ -694,6 +699,7 @@ impl World {
                     self.mend_disk(node);
                 }
             }
+            Undo::Reopen { node, life } => self.reopen(node, life),
             Undo::Strike { node, life } => {
                 if self.nodes[node].life == life && self.healed_at.is_none() {
                     self.struck(node);

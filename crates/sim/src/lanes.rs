@@ -374,6 +374,19 @@ pub(crate) fn brief(frame: &Frame) -> String {
             range.count,
             d.as_ref().map_or("zeroes".into(), data)
         ),
+        Frame::ReadDone {
+            stamp,
+            token,
+            range,
+            data: d,
+        } => format!(
+            "ReadDone e{} s{} token {token} {}+{} {}",
+            stamp.epoch,
+            stamp.session,
+            range.first,
+            range.count,
+            d.as_ref().map_or("unreadable".into(), data)
+        ),
         Frame::Hashes {
             stamp,
             token,

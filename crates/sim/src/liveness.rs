@@ -13,6 +13,8 @@ use holdfast_types::NodeId;
 const WORK_NS: u64 = S;
 /// Time between two looks.
 const LOOK_NS: u64 = 200 * MS;
+/// An operator tries to relieve a primary without a disk so often.
+const RELIEVE_NS: u64 = 8 * S;
 
 impl World {
     /// No faults from now on: all ways open, all machines up, failed disks replaced.
@@ -53,6 +55,7 @@ impl World {
 
     pub(crate) fn check_well(&mut self) {
         let healed_at = self.healed_at.unwrap_or(self.now);
+        self.relieve();
         self.quiet |= self.now >= healed_at + WORK_NS && self.somebody_serves();
         self.take_in_all();
         match self.pending() {
@@ -72,6 +75,30 @@ impl World {
                 self.still_rotten();
                 self.agenda.at(self.now + LOOK_NS, Ev::Check);
             }
+        }
+    }
+
+    /// An operator lets another node lead where the primary goes on without a disk that works again.
+    fn relieve(&mut self) {
+        let diskless = self.nodes.iter().position(|n| {
+            let replica = n.process.as_ref().and_then(|p| p.replica.as_ref());
+            n.open_epoch.is_some()
+                && !n.bad_disk
+                && replica.is_some_and(|r| r.status().trouble.is_some())
+        });
+        let members = self.checks.promotion.in_sync();
+        if let Some(n) = diskless
+            && self.now >= self.relieved_at + RELIEVE_NS
+            && let Some(to) = members.iter().find(|m| usize::from(m.0) != n)
+        {
+            self.relieved_at = self.now;
+            self.trace.mark("diskless primary relieved");
+            let request = holdfast_control::AdminRequest::Promote {
+                resource: crate::world::RESOURCE.into(),
+                node: Some(to),
+                force: None,
+            };
+            self.admin(n, request);
         }
     }
 

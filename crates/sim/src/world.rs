@@ -188,6 +188,8 @@ pub struct World {
     pub(crate) state_lost: bool,
     pub(crate) admin_id: u64,
     pub(crate) healed_at: Option<u64>,
+    /// When an operator last tried to relieve a primary without a disk.
+    pub(crate) relieved_at: u64,
     /// The application asks nothing more.
     pub(crate) quiet: bool,
     pub(crate) outcome: Option<Outcome>,
@@ -254,6 +256,7 @@ impl World {
             state_lost: false,
             admin_id: 0,
             healed_at: None,
+            relieved_at: 0,
             quiet: false,
             outcome: None,
             instant: (0, 0),

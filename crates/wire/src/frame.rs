@@ -182,6 +182,15 @@ pub enum Frame {
         ranges: Vec<BlockRange>,
     },
 
+    /// Read these blocks for the primary, whose own disk cannot.
+    Read {
+        /// Session.
+        stamp: Stamp,
+        /// To match the answer.
+        token: u64,
+        /// Which.
+        range: BlockRange,
+    },
     /// What the primary last heard of each replica's disk, its own included: whoever leads later recognises one that
     /// went back in time (rule 31).
     Seen {
@@ -204,6 +213,17 @@ pub enum Frame {
     },
 
     // ---- write lane, replica to primary
+    /// Answers [`Frame::Read`].
+    ReadDone {
+        /// Session.
+        stamp: Stamp,
+        /// The question's.
+        token: u64,
+        /// The question's.
+        range: BlockRange,
+        /// The blocks, or `None`: they cannot be read here either.
+        data: Option<Bytes>,
+    },
     /// Answers [`Frame::Discard`].
     Discarded {
         /// The question's.
@@ -292,7 +312,7 @@ pub enum Frame {
         stamp: Stamp,
         /// The question's.
         token: u64,
-        /// xxh3-128 of each block, in order.
+        /// xxh3-128 of each block, in order; [`UNREADABLE`] for one that cannot be read.
         hashes: Vec<u128>,
     },
     /// Primary to replica: send these blocks, for a repair of other copies.
@@ -316,6 +336,9 @@ pub enum Frame {
         data: Bytes,
     },
 }
+
+/// Stands in [`Frame::Hashes`] for a block that the replica cannot read: it counts as different from any other.
+pub const UNREADABLE: u128 = u128::MAX;
 
 impl Frame {
     /// The lane it travels on.
@@ -347,7 +370,9 @@ impl Frame {
             | Self::NeedClose { .. }
             | Self::Seen { .. }
             | Self::Discard { .. }
-            | Self::Discarded { .. } => Lane::Write,
+            | Self::Discarded { .. }
+            | Self::Read { .. }
+            | Self::ReadDone { .. } => Lane::Write,
         }
     }
 }

@@ -10,4 +10,4 @@ pub mod codec;
 mod frame;
 
 pub use codec::{Decoder, Encoded, Encoder, Pending, Preamble, Proof, WireError, coarsen};
-pub use frame::{Attach, Frame, Hello, Lane, Refusal, Stamp};
+pub use frame::{Attach, Frame, Hello, Lane, Refusal, Stamp, UNREADABLE};

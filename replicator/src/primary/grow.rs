@@ -50,6 +50,7 @@ impl Primary {
             && self.proposal.is_none()
             && self.flush.is_none()
             && self.drain.is_none()
+            && !(ctx.disk_failed() && self.in_sync.has(ctx.me()))
             && !self.in_sync.has(peer)
             && !self.invalidate.has(peer)
             && !self.has_jobs_for(peer)
@@ -82,6 +83,7 @@ impl Primary {
         let bitmaps: Vec<(NodeId, Vec<BlockRange>)> = absent
             .iter()
             .map(|n| (n, ctx.bits.dirty(n).to_ranges()))
+            .chain(self.own_lacks().map(|own| (ctx.me(), own)))
             .collect();
         let token = self.token();
         self.growing = Some(Growing {

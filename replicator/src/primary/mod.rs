@@ -12,6 +12,8 @@
 //! - an answer is taken only in the session it is given in; it stays good as long as the replica runs on, and a
 //!   replica that runs anew is removed first (rules 10, 21).
 
+mod diskless;
+mod fetch;
 mod grow;
 mod jobs;
 mod pace;
@@ -24,10 +26,10 @@ use crate::config::{DISMISSED_MS, Timing};
 use crate::ctx::{After, Ctx, JobId, LogUser, PieceId, RoleIo, Wake};
 use crate::locks::RangeLocks;
 use crate::rules::Rule;
-use crate::{
-    DiskError, FromControl, Now, ReqId, Request, RequestError, SetChange, ToControl, View,
-};
+use crate::{FromControl, Now, ReqId, Request, RequestError, SetChange, ToControl, View};
 use bytes::Bytes;
+use diskless::Diskless;
+use fetch::Fetches;
 use holdfast_meta::Unsaved;
 use holdfast_types::{
     BlockRange, DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run, Seen, Seq, Strange,
@@ -84,6 +86,8 @@ pub(crate) struct Primary {
     epoch: Epoch,
     generation: Gen,
     in_sync: NodeSet,
+    /// Members that the record says may lack what was acknowledged.
+    doubtful: NodeSet,
     phase: Phase,
     since: Now,
     heard: NodeSet,
@@ -135,6 +139,8 @@ pub(crate) struct Primary {
     flush_next: Vec<ReqId>,
     next_token: u64,
 
+    fetches: Fetches,
+    diskless: Diskless,
     jobs: Jobs,
     pace: Pace,
     /// Blocks that peers have got and the members were not told of yet.
@@ -160,6 +166,7 @@ impl Primary {
             epoch: view.epoch,
             generation: view.generation,
             in_sync: view.in_sync,
+            doubtful: view.doubtful,
             phase: Phase::Collecting,
             since: ctx.now,
             heard: NodeSet::only(ctx.me()),
@@ -198,6 +205,8 @@ impl Primary {
             flush: None,
             flush_next: Vec::new(),
             next_token: 1,
+            fetches: Fetches::default(),
+            diskless: Diskless::default(),
             jobs: Jobs::default(),
             pace: Pace::new(ctx.now, ctx.resync()),
             synced: BTreeMap::new(),
@@ -254,6 +263,9 @@ impl Primary {
         }
         if ctx.now >= self.lease {
             return Some("no lease".into());
+        }
+        if let Some(why) = self.held_diskless(ctx) {
+            return Some(why);
         }
         let waiting: NodeSet = self.lost_since.keys().copied().collect();
         if !self.writes.is_empty() && !waiting.is_empty() {
@@ -371,6 +383,7 @@ impl Primary {
             | FromControl::Promise { .. }
             | FromControl::Withdraw { .. }
             | FromControl::StepDown
+            | FromControl::Detach
             | FromControl::Stop => {}
         }
     }
@@ -389,6 +402,7 @@ impl Primary {
         let came = view.in_sync.minus(self.in_sync);
         self.in_sync = view.in_sync;
         self.suspect = view.suspect.without(ctx.me());
+        self.doubtful = view.doubtful;
         let decided = self.proposal.take();
         self.follow_placement(ctx, view.data_nodes);
         for peer in came.iter() {
@@ -405,12 +419,15 @@ impl Primary {
             self.grow_refused(ctx, proposal.peer);
         }
         self.set_log_limit(ctx);
+        self.go_on_diskless(ctx);
         self.recheck(ctx);
+        self.remove_doubtful(ctx);
         self.try_open(ctx);
         self.apply_invalidate(ctx);
         self.apply_suspect(ctx);
         // With a member gone, blocks that were in doubt on it alone are in doubt no more.
         self.wake_awaiting(ctx);
+        self.pump_fetches(ctx);
         for peer in ctx.others().iter() {
             self.consider(ctx, peer);
         }
@@ -464,13 +481,22 @@ impl Primary {
         self.pump_jobs(ctx);
     }
 
+    /// What the record says of a member counts, whether or not a session says so too (rules 8, 9).
+    fn remove_doubtful(&mut self, ctx: &mut Ctx) {
+        if let Some(peer) = self.members(ctx).and(self.doubtful).iter().next() {
+            self.propose_removal(ctx, peer, SetChange::Restarted);
+        }
+    }
+
     /// Proposes a change of the in-sync set, unless one is under way.
     fn propose(&mut self, ctx: &mut Ctx, in_sync: NodeSet, peer: NodeId, why: SetChange) {
         if self.proposal.is_some() {
             return;
         }
         assert!(
-            in_sync.has(ctx.me()) || ctx.off(Rule::LastMember),
+            in_sync.has(ctx.me())
+                || (ctx.disk_failed() && !in_sync.is_empty())
+                || ctx.off(Rule::LastMember),
             "the last holder is never removed (rule 23)"
         );
         self.proposal = Some(Proposal {
@@ -497,8 +523,7 @@ impl Primary {
     }
 
     fn propose_removal(&mut self, ctx: &mut Ctx, peer: NodeId, why: SetChange) {
-        // With the local disk gone the others are the copies (rule 23).
-        if self.in_sync.has(peer) && !ctx.disk_failed {
+        if self.in_sync.has(peer) && self.may_remove(ctx, peer) {
             self.propose(ctx, self.in_sync.without(peer), peer, why);
         }
     }
@@ -537,6 +562,8 @@ impl Primary {
         if self.phase == Phase::Collecting {
             self.remove_silent(ctx, timing);
         } else {
+            self.go_on_diskless(ctx);
+            self.check_stranded(ctx, timing);
             self.remove_slow(ctx, timing);
             self.drop_slow_grow(ctx, timing);
             self.drop_stuck(ctx, timing);
@@ -545,6 +572,7 @@ impl Primary {
         if self.pace.due().is_some_and(|at| ctx.now >= at) {
             self.pace.clear_due(); // set anew if there is anything to wait for
         }
+        self.remove_doubtful(ctx);
         for peer in ctx.others().iter() {
             self.consider(ctx, peer);
         }
@@ -578,7 +606,7 @@ impl Primary {
     pub(crate) fn deadline(&self, ctx: &Ctx) -> Now {
         let tick = ctx.now.plus_ms(50);
         // A time nobody will act on would be reached again and again.
-        let bulk = self.phase == Phase::Open && !ctx.disk_failed;
+        let bulk = self.phase == Phase::Open && !(ctx.disk_failed() && self.in_sync.has(ctx.me()));
         let paced = [self.pace.due(), self.verify_due()].map(|due| due.filter(|_| bulk));
         paced
             .into_iter()
@@ -593,41 +621,28 @@ impl Primary {
         match wake {
             Wake::Log(LogUser::Piece(piece)) => self.piece_logged(ctx, piece),
             Wake::Log(LogUser::Fix(token, range)) => self.fix_logged(ctx, token, range),
+            Wake::Log(LogUser::Heal(heal)) => self.heal_logged(ctx, heal),
             Wake::Saved(After::Open(life)) if life == ctx.life => self.marked(ctx),
             Wake::Io(io, bytes) => match io {
                 RoleIo::PieceRead(piece) => self.piece_read(ctx, piece, bytes),
                 RoleIo::LocalWrite(seq) => self.local_written(ctx, seq),
                 RoleIo::LocalFlush(token) => self.local_flushed(ctx, token),
                 RoleIo::JobRead(job) => self.job_read(ctx, job, bytes),
-                RoleIo::RecvWrite(_) | RoleIo::RecvFlush(_) | RoleIo::RecvHash(_) => {}
+                RoleIo::Heal(heal) => self.healed(ctx, heal),
+                RoleIo::RecvWrite(_)
+                | RoleIo::RecvFlush(_)
+                | RoleIo::RecvRead(_)
+                | RoleIo::RecvReread(..) => {}
             },
-            Wake::ReadFailed(io, error) => self.read_failed(ctx, io, error),
+            Wake::ReadFailed(io) => self.read_failed(ctx, io),
+            Wake::DiskFailed => self.disk_lost(ctx),
             Wake::Stored(_) => self.seen_stored(ctx),
             Wake::LogWritten
             | Wake::Log(LogUser::Recv(_))
             | Wake::Saved(_)
             | Wake::Flushed
             | Wake::Drained
-            | Wake::View(_)
-            | Wake::DiskFailed => {}
-        }
-    }
-
-    /// A local read failed. With another copy in the set this disk is given up (and that copy takes over); the only
-    /// copy goes on with what can be read.
-    fn read_failed(&mut self, ctx: &mut Ctx, io: RoleIo, error: DiskError) {
-        let other = self
-            .members(ctx)
-            .iter()
-            .any(|m| self.attached_session(m).is_some());
-        if other {
-            ctx.fail_disk(&format!("{io:?}: {error:?}"));
-            return;
-        }
-        match io {
-            RoleIo::PieceRead(piece) => self.piece_failed(ctx, piece),
-            RoleIo::JobRead(job) => self.job_failed(ctx, job),
-            _ => {}
+            | Wake::View(_) => {}
         }
     }
 

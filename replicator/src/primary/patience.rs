@@ -64,7 +64,8 @@ impl Primary {
     /// Proposes the removal of a member that is silent; by what was last heard of its disk it will be judged when it is
     /// back, so that is stored first (rule 31).
     pub(super) fn let_go(&mut self, ctx: &mut Ctx, peer: NodeId, why: SetChange) {
-        if ctx.is_seen_stored(peer) {
+        // Without a disk here, the members that stay have it.
+        if ctx.disk_failed() || ctx.is_seen_stored(peer) {
             self.propose_removal(ctx, peer, why);
         } else {
             ctx.save_seen();

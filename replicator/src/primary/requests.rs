@@ -6,12 +6,13 @@
 //! - reads wait for overlapping writes, frozen ones included (rule 11);
 //! - nothing is answered without a lease.
 
+use super::fetch::Reader;
 use super::pace::Class;
 use super::writes::Source;
 use super::{Owner, Phase, Primary};
 use crate::activity::ActivityLog;
 use crate::config::{PIECE_BLOCKS_MAX, REQUESTS_MAX};
-use crate::ctx::{Ctx, LogUser, PieceId, RoleIo};
+use crate::ctx::{Ctx, LogUser, PieceId};
 use crate::locks::{LockId, Mode};
 use crate::rules::Rule;
 use crate::{Action, Now, ReqId, Request, RequestError};
@@ -50,6 +51,10 @@ pub(super) struct Piece {
     range: BlockRange,
     work: Work,
     lock: Option<LockId>,
+    /// It holds its extents in the activity log, and will until its write is settled.
+    logged: bool,
+    /// The local disk is reading its blocks.
+    reading: bool,
 }
 
 impl Primary {
@@ -195,6 +200,8 @@ impl Primary {
                 range,
                 work,
                 lock: None,
+                logged: false,
+                reading: false,
             },
         );
         self.begin_piece(ctx, id);
@@ -240,7 +247,7 @@ impl Primary {
         let piece = &self.pieces[&id];
         let range = piece.range;
         match piece.work {
-            Work::Read { .. } => ctx.role_io(RoleIo::PieceRead(id), ctx.read_op(range)),
+            Work::Read { .. } => self.read_piece(ctx, id, range),
             Work::Write { .. } | Work::Patch { .. } => {
                 if ctx.acquire(LogUser::Piece(id), Some(range)) {
                     self.piece_logged(ctx, id);
@@ -253,21 +260,72 @@ impl Primary {
 
     /// The extents of a write are durable in the activity log.
     pub(super) fn piece_logged(&mut self, ctx: &mut Ctx, id: PieceId) {
-        let Some(piece) = self.pieces.get(&id) else {
+        let Some(piece) = self.pieces.get_mut(&id) else {
             return;
         };
+        piece.logged = true;
         let range = piece.range;
         match piece.work.clone() {
             Work::Write { data, fua } => self.issue(ctx, Source::Piece(id), range, data, fua),
-            Work::Patch { .. } => ctx.role_io(RoleIo::PieceRead(id), ctx.read_op(range)),
+            Work::Patch { .. } => self.read_piece(ctx, id, range),
             Work::Read { .. } => unreachable!("reads need no extents"),
         }
     }
 
-    pub(super) fn piece_read(&mut self, ctx: &mut Ctx, id: PieceId, bytes: Bytes) {
+    fn read_piece(&mut self, ctx: &mut Ctx, id: PieceId, range: BlockRange) {
+        if let Some(piece) = self.pieces.get_mut(&id) {
+            piece.reading = !ctx.disk_failed();
+        }
+        self.read_blocks(ctx, Reader::Piece(id), range);
+    }
+
+    /// The blocks that the local disk was to read for a piece.
+    pub(super) fn piece_range(&mut self, id: PieceId) -> Option<BlockRange> {
+        let piece = self.pieces.get_mut(&id)?;
+        piece.reading = false;
+        Some(piece.range)
+    }
+
+    /// Those for whom the local disk was reading; it is not any more.
+    pub(super) fn pieces_reading(&mut self) -> Vec<(PieceId, BlockRange)> {
+        let reading = self.pieces.iter_mut().filter(|(_, p)| p.reading);
+        reading
+            .map(|(&id, p)| {
+                p.reading = false;
+                (id, p.range)
+            })
+            .collect()
+    }
+
+    /// Writes whole blocks anew by itself, so that blocks fetched for it need not be.
+    pub(super) fn rewrites(&self, reader: Reader) -> bool {
+        match reader {
+            Reader::Piece(id) => self
+                .pieces
+                .get(&id)
+                .is_none_or(|p| matches!(p.work, Work::Patch { .. })),
+            Reader::Job(_) => false,
+        }
+    }
+
+    /// Answers a read while its blocks are still being rewritten, under its lock.
+    pub(super) fn answer_early(&mut self, ctx: &mut Ctx, id: PieceId, bytes: &Bytes) {
         let Some(piece) = self.pieces.get(&id) else {
             return;
         };
+        let req = piece.req;
+        if let Work::Read { skip, len } = piece.work
+            && self.requests.contains_key(&req)
+        {
+            self.finish(ctx, req, Ok(bytes.slice(skip..skip + len)));
+        }
+    }
+
+    pub(super) fn piece_read(&mut self, ctx: &mut Ctx, id: PieceId, bytes: Bytes) {
+        let Some(piece) = self.pieces.get_mut(&id) else {
+            return;
+        };
+        piece.reading = false;
         let (req, range) = (piece.req, piece.range);
         match piece.work.clone() {
             Work::Read { skip, len } => {
@@ -290,13 +348,13 @@ impl Primary {
         self.end_piece(ctx, id);
     }
 
-    /// Its blocks cannot be read, and there is no other copy.
+    /// Its blocks cannot be read, here or on any member.
     pub(super) fn piece_failed(&mut self, ctx: &mut Ctx, id: PieceId) {
         let Some(piece) = self.pieces.get(&id) else {
             return;
         };
         let (req, range) = (piece.req, piece.range);
-        if matches!(piece.work, Work::Patch { .. }) {
+        if piece.logged {
             ctx.release(range);
         }
         if self.requests.contains_key(&req) {
@@ -305,7 +363,17 @@ impl Primary {
         self.end_piece(ctx, id);
     }
 
-    fn end_piece(&mut self, ctx: &mut Ctx, id: PieceId) {
+    /// What waits for blocks that no member can read: fails, and no more than that.
+    pub(super) fn fail_awaiting(&mut self, ctx: &mut Ctx, range: BlockRange) {
+        let overlaps = |id: &PieceId| self.pieces[id].range.overlaps(range);
+        let failed: Vec<PieceId> = self.awaiting.iter().copied().filter(overlaps).collect();
+        self.awaiting.retain(|id| !failed.contains(id));
+        for id in failed {
+            self.piece_failed(ctx, id);
+        }
+    }
+
+    pub(super) fn end_piece(&mut self, ctx: &mut Ctx, id: PieceId) {
         let piece = self.pieces.remove(&id).expect("ends once");
         if let Some(lock) = piece.lock {
             self.unlock(ctx, lock);

@@ -88,7 +88,7 @@ impl Primary {
         let Some(hello) = link.hello.clone().filter(|_| link.up) else {
             return;
         };
-        if self.sessions.contains_key(&peer) || ctx.disk_failed {
+        if self.sessions.contains_key(&peer) || (ctx.disk_failed() && self.phase != Phase::Open) {
             return;
         }
         if self
@@ -290,6 +290,9 @@ impl Primary {
         if ctx.off(Rule::RunsCount) {
             return None;
         }
+        if self.doubtful.has(peer) {
+            return Some(SetChange::Restarted);
+        }
         match self.member_runs.get(&peer) {
             Some(&life) if life != (hello.incarnation, hello.run) => Some(SetChange::Restarted),
             Some(_) => None,
@@ -321,6 +324,7 @@ impl Primary {
             }
         }
         self.drop_jobs(ctx, peer);
+        self.fetch_elsewhere(ctx, peer);
         self.grow_lost(ctx, peer);
         if ctx.off(Rule::ShrinkFirst) {
             self.recheck(ctx);
@@ -399,6 +403,12 @@ impl Primary {
                 token,
                 hashes,
             } if s == stamp && attached => self.hashes(ctx, peer, token, hashes),
+            Frame::ReadDone {
+                stamp: s,
+                token,
+                data,
+                ..
+            } if s == stamp && attached => self.read_done(ctx, peer, token, data),
             Frame::Fetched {
                 stamp: s,
                 token,
@@ -474,6 +484,8 @@ impl Primary {
             self.note_attached(ctx, peer, member);
             self.resend(ctx, peer);
             self.confirm_members(ctx, peer);
+            self.pump_fetches(ctx);
+            self.go_on_diskless(ctx);
         } else {
             if ctx.off(Rule::BitsUntilAnswered) {
                 ctx.bits.replace(peer, &[]);
@@ -569,7 +581,8 @@ impl Primary {
             .as_ref()
             .filter(|f| f.waiting.has(peer) && (f.local || !local))
             .map(|f| f.started);
-        [write, flush].into_iter().flatten().min()
+        let read = self.fetches.oldest(peer);
+        [write, flush, read].into_iter().flatten().min()
     }
 }
 

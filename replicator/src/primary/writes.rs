@@ -100,6 +100,7 @@ impl Primary {
             sent: NodeSet::EMPTY,
             answered: NodeSet::EMPTY,
         };
+        self.note_lacking(ctx, Some(range));
         let counted = self.counted(ctx);
         for (&peer, session) in self.sessions.iter_mut().filter(|(_, s)| s.attached) {
             if !counted.has(peer) && session.lags() {
@@ -205,11 +206,16 @@ impl Primary {
         let Some(write) = self.writes.get(&seq) else {
             return;
         };
-        if !write.local || !write.answered.contains(self.must_answer(ctx, write)) {
+        if !self.own_part(ctx, write.local)
+            || !write.answered.contains(self.must_answer(ctx, write))
+        {
             return;
         }
         let write = self.writes.remove(&seq).expect("just seen");
-        let holders = write.answered.and(self.counted(ctx)).with(ctx.me());
+        let mut holders = write.answered.and(self.counted(ctx));
+        if !ctx.disk_failed() {
+            holders = holders.with(ctx.me());
+        }
         assert!(
             ctx.cfg.off.is_some() || holders.contains(self.in_sync),
             "G1: every member holds what is settled"
@@ -367,6 +373,7 @@ impl Primary {
             }
         }
         ctx.role_io(RoleIo::LocalFlush(token), DiskOp::Flush);
+        self.try_end_flush(ctx);
     }
 
     pub(super) fn local_flushed(&mut self, ctx: &mut Ctx, token: u64) {
@@ -385,11 +392,8 @@ impl Primary {
     }
 
     fn try_end_flush(&mut self, ctx: &mut Ctx) {
-        if !self
-            .flush
-            .as_ref()
-            .is_some_and(|f| f.local && f.waiting.is_empty())
-        {
+        let done = |f: &FlushRound| self.own_part(ctx, f.local) && f.waiting.is_empty();
+        if !self.flush.as_ref().is_some_and(done) {
             return;
         }
         let flush = self.flush.take().expect("just seen");
@@ -425,6 +429,7 @@ impl Primary {
         if self.requests.is_empty()
             && self.writes.is_empty()
             && self.answers_held.is_empty()
+            && !self.fetches.healing()
             && self.flush.is_none()
         {
             self.drain = Some(Drain::Confirming);

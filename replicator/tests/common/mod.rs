@@ -11,8 +11,8 @@ use holdfast_meta::{
     BitmapStart, FORMAT_VERSION, Layout, Superblock, initialise, locate_among, superblock_range,
 };
 use holdfast_replicator::{
-    Action, Config, DiskOp, Event, FromControl, IoId, Note, Now, Replica, ReqId, Request,
-    RequestError, Rule, Timing, ToControl, View, VolumeSize,
+    Action, Config, DiskError, DiskOp, DiskTrouble, Event, FromControl, IoId, Note, Now, Replica,
+    ReqId, Request, RequestError, Rule, Timing, ToControl, View, VolumeSize,
 };
 use holdfast_types::{
     DiskState, Epoch, Gen, Geometry, Incarnation, NodeId, NodeSet, Run, VolumeId,
@@ -26,6 +26,19 @@ pub const GEOMETRY: Geometry = Geometry {
     extent_blocks: 4,
 };
 const STORE_BYTES: usize = 64 * 64 + 64 * 1024;
+
+/// What a disk does not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fail {
+    No,
+    /// Writes, zeroes and flushes.
+    Writes(DiskError),
+    Flushes,
+    /// Reads of this block.
+    Block(u64),
+    /// Reads of this block, until it is written.
+    BadBlock(u64),
+}
 
 pub struct Site {
     pub replica: Option<Replica>,
@@ -44,8 +57,6 @@ pub struct Site {
     pub boot: u128,
     /// Disk operations wait here while `slow`.
     pub slow: bool,
-    /// Every disk operation fails.
-    pub fail: bool,
     /// Where zeroes were written, in bytes.
     pub zeroed: Vec<(u64, u64)>,
     /// What was saved, and how the next save ends.
@@ -54,6 +65,12 @@ pub struct Site {
     /// SIGSTOP: nothing is handled, all of it waits.
     pub frozen: bool,
     inbox: VecDeque<Event>,
+    /// Which disk operations fail, and how.
+    pub fail: Fail,
+    /// As its control plane remembers it.
+    pub distrust: Option<DiskTrouble>,
+    pub proposed_self: u32,
+    pub stranded: bool,
     queue: VecDeque<(IoId, DiskOp)>,
     /// The same disk with a cache that a loss of power takes; `None`: nobody looks.
     pub power: Option<power::Disk>,
@@ -137,6 +154,7 @@ impl Cluster {
                 data_nodes: placed,
                 suspect: NodeSet::EMPTY,
                 lineage: 1,
+                doubtful: NodeSet::EMPTY,
             },
             size: None,
             deaf: None,
@@ -167,6 +185,7 @@ impl Cluster {
 
     /// It runs and greets the others.
     pub fn start_without_settling(&mut self, n: usize) {
+        let distrust = self.sites[n].distrust.take();
         let site = &mut self.sites[n];
         // Where it was last known to end, and where the store ends now: a daemon remembers no more.
         let ends = [site.end, site.disk.len() as u64];
@@ -189,6 +208,7 @@ impl Cluster {
             data_nodes: located_nodes,
             volume: VolumeId(7),
             timing: Timing::default(),
+            distrust: distrust.map(|why| (Incarnation(100 + n as u64), why)),
             off: self.off,
         };
         site.starts += 1;
@@ -390,8 +410,10 @@ impl Cluster {
                 epoch,
                 generation,
                 in_sync,
+                peer,
                 ..
             } => {
+                self.sites[n].proposed_self += u32::from(usize::from(peer.0) == n);
                 if self.register_up
                     && generation == self.view.generation
                     && epoch == self.view.epoch
@@ -427,7 +449,9 @@ impl Cluster {
                 }
                 self.try_resize();
             }
-            ToControl::NoRoom { .. } | ToControl::Deposed { .. } | ToControl::DiskFailed => {}
+            ToControl::DiskFailed { why } => self.sites[n].distrust = Some(why),
+            ToControl::Stranded { .. } => self.sites[n].stranded = true,
+            ToControl::NoRoom { .. } | ToControl::DiskIdle | ToControl::Deposed { .. } => {}
         }
     }
 
@@ -469,11 +493,7 @@ impl Cluster {
                 while !self.sites[n].slow
                     && let Some((io, op)) = self.sites[n].queue.pop_front()
                 {
-                    let result = if self.sites[n].fail {
-                        Err(holdfast_replicator::DiskError::Io)
-                    } else {
-                        Ok(self.sites[n].apply(io, &op))
-                    };
+                    let result = self.sites[n].run(io, &op);
                     self.event(n, Event::DiskDone { io, result });
                     moved = true;
                 }
@@ -560,7 +580,7 @@ impl Cluster {
             if !self.sites[n].slow
                 && let Some((io, op)) = self.sites[n].queue.pop_front()
             {
-                let result = Ok(self.sites[n].apply(io, &op));
+                let result = self.sites[n].run(io, &op);
                 self.event(n, Event::DiskDone { io, result });
                 return true;
             }
@@ -578,7 +598,7 @@ impl Cluster {
         false
     }
     pub fn fail_next_write(&mut self, n: usize) {
-        self.sites[n].fail = true;
+        self.sites[n].fail = Fail::Writes(DiskError::Io);
     }
 
     /// Lets time pass, with ticks.
@@ -714,12 +734,15 @@ impl Site {
             stopped: false,
             boot: 1,
             slow: false,
-            fail: false,
             zeroed: Vec::new(),
             saved: Vec::new(),
             save_answer: Ok("file".into()),
             frozen: false,
             inbox: VecDeque::new(),
+            fail: Fail::No,
+            distrust: None,
+            proposed_self: 0,
+            stranded: false,
             queue: VecDeque::new(),
             power: None,
             starts: 0,
@@ -744,6 +767,28 @@ impl Site {
             }
         }
         self.queue.push_back((io, op));
+    }
+
+    fn run(&mut self, io: IoId, op: &DiskOp) -> Result<Bytes, DiskError> {
+        let block = BLOCK as u64;
+        match (self.fail, op) {
+            (Fail::Writes(e), DiskOp::Write { .. } | DiskOp::Zero { .. } | DiskOp::Flush) => {
+                return Err(e);
+            }
+            (Fail::Flushes, DiskOp::Flush) => return Err(DiskError::Io),
+            (Fail::Block(bad) | Fail::BadBlock(bad), DiskOp::Read { offset, len })
+                if *offset <= bad * block && bad * block < offset + u64::from(*len) =>
+            {
+                return Err(DiskError::Io);
+            }
+            (Fail::BadBlock(bad), DiskOp::Write { offset, data, .. })
+                if *offset <= bad * block && bad * block < offset + data.len() as u64 =>
+            {
+                self.fail = Fail::No;
+            }
+            _ => {}
+        }
+        Ok(self.apply(io, op))
     }
 
     fn apply(&mut self, io: IoId, op: &DiskOp) -> Bytes {

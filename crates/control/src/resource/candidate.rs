@@ -63,7 +63,7 @@ impl Node {
             match local.started {
                 None => return Err(Blocked::NotStarted),
                 Some(s)
-                    if local.failed
+                    if local.failed.is_some()
                         || matches!(s.disk, DiskState::Failed | DiskState::Diskless) =>
                 {
                     return Err(Blocked::DiskFailed);

@@ -135,7 +135,9 @@ impl Node {
             ToControl::NoRoom { store_bytes } => {
                 self.resources[ix].locals[v].no_room = Some(store_bytes);
             }
-            ToControl::DiskFailed => self.resources[ix].locals[v].failed = true,
+            ToControl::DiskFailed { why } => self.disk_failed(now, ix, v, why),
+            ToControl::DiskIdle => self.resources[ix].locals[v].attach.idle = true,
+            ToControl::Stranded { epoch } => self.stranded(now, ix, epoch),
             ToControl::Stopped => {
                 self.resources[ix].locals[v].stopped = true;
                 if self.departed(ix, v) {
@@ -227,8 +229,21 @@ impl Node {
                 continue;
             };
             let life = (replica.incarnation, replica.run);
+            let member = record.volumes[v].in_sync.has(node);
+            let equal = member && local.failed.is_none() && !replica.unclean && !replica.suspect;
+            let other = self
+                .distrusted
+                .get(&(ResourceIx(ix as u16), volume))
+                .is_some_and(|(disk, _)| *disk != started.incarnation);
+            if other || (equal && (started.incarnation, started.run) == life) {
+                self.trust(ResourceIx(ix as u16), volume, None);
+            }
+            let local = &self.resources[ix].locals[v];
             if (started.incarnation, started.run) == life && started.nonce == replica.nonce {
-                if local.failed && !replica.unclean && now >= local.seen_at {
+                if local.failed.is_some_and(DiskTrouble::loses)
+                    && !replica.unclean
+                    && now >= local.seen_at
+                {
                     let at = now.plus_ms(self.config.timing.heartbeat_ms);
                     self.resources[ix].locals[v].seen_at = at;
                     let resource = ResourceIx(ix as u16);

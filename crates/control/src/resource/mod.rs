@@ -11,6 +11,7 @@
 //! - this node releases its lease only when nothing of the resource is left on the host.
 
 mod candidate;
+mod disk;
 mod local;
 mod primary;
 
@@ -54,7 +55,10 @@ pub(crate) struct Started {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Local {
     pub(crate) started: Option<Started>,
-    pub(crate) failed: bool,
+    /// Why its disk is not used any more.
+    pub(crate) failed: Option<DiskTrouble>,
+    /// Taking it up again.
+    pub(crate) attach: disk::Attach,
     stop_sent: bool,
     stopped: bool,
     view_sent: Option<Gen>,
@@ -69,6 +73,16 @@ pub(crate) struct Local {
     seen_at: Now,
     /// Promises of its former life were taken back.
     recalled: bool,
+}
+
+impl Local {
+    /// What its node says of its disk.
+    pub(crate) fn disk(&self) -> Option<DiskState> {
+        match self.started {
+            Some(_) if self.failed.is_some() => Some(DiskState::Failed),
+            started => started.map(|s| s.disk),
+        }
+    }
 }
 
 /// A candidacy.
@@ -255,16 +269,14 @@ impl Node {
                 let resource = ResourceIx(ix as u16);
                 let known = state.resources.get(&resource).map_or(Epoch(0), |r| r.epoch);
                 let epoch = r.holding().unwrap_or(known);
-                let disk = |l: &Local| match l.started {
-                    Some(_) if l.failed => Some(DiskState::Failed),
-                    started => started.map(|s| s.disk),
-                };
-                let disks = r.locals.iter().map(disk).collect();
+                let disks = r.locals.iter().map(Local::disk).collect();
+                let troubles = r.locals.iter().map(|l| l.failed).collect();
                 ResourceHello {
                     resource,
                     phase: r.word(),
                     epoch,
                     disks,
+                    troubles,
                 }
             })
             .collect()
@@ -332,6 +344,7 @@ impl Node {
         self.drive_phase(now, ix, &record);
         self.drive_views(ix, &record);
         self.drive_room(now, ix, &record);
+        self.drive_reopen(now, ix, &record);
         self.drive_shutdown(ix);
     }
 
@@ -477,7 +490,9 @@ impl Node {
         } else {
             self.resources[ix].refused_wish = None;
         }
-        let failed = self.resources[ix].locals.iter().any(|l| l.failed);
+        // A primary that is open goes on through the members. One that is not never will be.
+        let failed = matches!(&self.resources[ix].phase, Phase::Leading { waiting, .. } if
+            waiting.iter().any(|v| self.resources[ix].locals[usize::from(v.0)].failed.is_some()));
         let why = match record.wanted {
             _ if self.shutting_down => StepDownReason::Shutdown,
             Wanted::Stopped => StepDownReason::Demoted,

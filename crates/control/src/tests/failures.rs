@@ -139,10 +139,13 @@ fn stalled_disk_hands_over() {
 }
 
 #[test]
-fn failed_disk_hands_over_without_losing_the_lease() {
+fn a_stranded_primary_hands_over_without_losing_the_lease() {
     let mut w = World::up(21);
     w.run(1000);
     w.disk_fails(0);
+    w.run(3_000);
+    assert_eq!(w.primary_up(0), Some(0), "it goes on through the members");
+    w.stranded(0);
     w.run_until(3_000, |w| w.primary_up(0) == Some(1));
     assert!(
         w.noted(0, |n| {

@@ -461,6 +461,7 @@ fn stored() -> Stored {
         snapshot_state: created(),
         entries: vec![Entry::Term(3), Entry::Command(takeover(&created(), A))],
         fences: vec![(R, Epoch(2), Gen(3))],
+        distrusted: vec![(R, VolumeIx(0), Incarnation(5), DiskTrouble::NoSpace)],
     }
 }
 
@@ -535,6 +536,7 @@ fn golden_messages() {
             phase: PhaseWord::Primary,
             epoch: Epoch(3),
             disks: vec![Some(holdfast_types::DiskState::UpToDate), None],
+            troubles: vec![None, None],
         }],
     };
     let from = RaftId::new(A, 1);
@@ -546,7 +548,10 @@ fn golden_messages() {
         entries: vec![Entry::Term(2), Entry::Command(takeover(&created(), A))],
     };
     let golden = [
-        (Body::Hello(hello), "00fb01010101fb00020100050302010400"),
+        (
+            Body::Hello(hello),
+            "00fb01010101fb00020100050302010400020000",
+        ),
         (
             Body::Raft {
                 from,

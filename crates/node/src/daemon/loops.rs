@@ -122,7 +122,7 @@ impl Daemon {
         }
     }
 
-    fn event(&mut self, event: Event) {
+    pub(super) fn event(&mut self, event: Event) {
         let actions = self.node.handle(clock::now(), event);
         self.perform_all(actions);
     }
@@ -166,6 +166,9 @@ impl Daemon {
             Action::Host { resource, step } => self.host_step(resource, step),
             Action::Forget { resource, volume } => {
                 self.forget_replica(VolumeKey { resource, volume })
+            }
+            Action::Reopen { resource, volume } => {
+                self.reopen_replica(VolumeKey { resource, volume });
             }
             Action::LeaseDeadline { resource, until } => self.lease(resource, until),
             Action::Reply { id, reply } => {
@@ -252,7 +255,7 @@ impl Daemon {
     }
 
     /// Tells the control plane whether the resource's lease may be renewed.
-    fn stalls(&mut self, resource: ResourceIx) {
+    pub(super) fn stalls(&mut self, resource: ResourceIx) {
         let host = self.hosts.get(usize::from(resource.0));
         let fenced = host.and_then(Option::as_ref).is_some_and(|h| h.fenced);
         let stalled = fenced || self.stalled.iter().any(|k| k.resource == resource);

@@ -7,7 +7,8 @@ use crate::hostops::VolumeLink;
 use crate::net::lanes::{Command as LanesCommand, Lanes};
 use crate::settings;
 use crate::volume::{Command, Volume, VolumeOptions};
-use holdfast_replicator::Replica;
+use holdfast_control::Event;
+use holdfast_replicator::{DiskTrouble, Replica};
 use holdfast_types::{Incarnation, NodeSet, VolumeId};
 use holdfast_uring::BufPool;
 use std::sync::Arc;
@@ -33,15 +34,41 @@ impl Daemon {
             }
             return;
         }
+        self.open(key, reply, None);
+    }
+
+    /// Closes the replica's present life, whatever its disk still owes, and starts another.
+    pub(super) fn reopen_replica(&mut self, key: VolumeKey) {
+        let (r, v) = self.cx.names(key);
+        self.cx
+            .timeline
+            .add(&r, "replica-reopen", format!("volume {v}"));
+        self.stalled.remove(&key);
+        self.stalls(key.resource);
+        let old = self.volumes.remove(&key);
+        self.open(key, None, old);
+    }
+
+    fn open(
+        &mut self,
+        key: VolumeKey,
+        reply: Option<oneshot::Sender<Result<(), String>>>,
+        old: Option<Volume>,
+    ) {
         let opening = Opening {
             cx: self.cx.clone(),
             key,
             lanes: self.lanes.clone(),
             fault: self.fault.clone(),
             boot_id: self.boot_id,
+            distrust: self.node.distrusted(key.resource, key.volume),
         };
         let input = self.cx.input.clone();
         tokio::task::spawn_blocking(move || {
+            // All its reports come before the first one of the next life.
+            if let Some(old) = old {
+                old.end();
+            }
             let result = opening.run();
             let _ = input.send(Input::Opened { key, result, reply });
         });
@@ -80,6 +107,12 @@ impl Daemon {
             Err(e) => {
                 tracing::error!("volume {r}/{v} cannot be opened: {e}");
                 self.closed.insert(key, e.clone());
+                let (resource, volume, error) = (key.resource, key.volume, e.clone());
+                self.event(Event::NotReopened {
+                    resource,
+                    volume,
+                    error,
+                });
                 Err(e)
             }
         };
@@ -152,6 +185,7 @@ struct Opening {
     lanes: Lanes,
     fault: Option<FaultPlan>,
     boot_id: u128,
+    distrust: Option<(Incarnation, DiskTrouble)>,
 }
 
 impl Opening {
@@ -201,7 +235,8 @@ impl Opening {
             tracing::warn!("volume {name}: {note}");
         }
         let known = opened.recovered.superblock.data_nodes();
-        let config = settings::replica_config(&self.cx.config, self.cx.me.id, known, id);
+        let config =
+            settings::replica_config(&self.cx.config, self.cx.me.id, known, id, self.distrust);
         let (r, v) = self.cx.names(self.key);
         // Before anything can make the backing larger.
         let end = opened.recovered.layout.region_end;

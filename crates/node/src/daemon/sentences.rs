@@ -359,7 +359,26 @@ pub(super) fn describe_replica(cx: &Context, note: &Note) -> (&'static str, Stri
             "protocol",
             format!("{} was disconnected: {what}", cx.name(*peer)),
         ),
-        Note::DiskFailed { what } => ("disk-failed", what.clone()),
+        Note::DiskFailed { why, what } => (
+            "disk-failed",
+            format!("the local disk is used no more: {why} ({what})"),
+        ),
+        Note::Unreadable { range } => (
+            "unreadable",
+            format!(
+                "{} blocks from block {} on cannot be read from the local disk",
+                range.count, range.first
+            ),
+        ),
+        Note::Healed { range, from } => (
+            "healed",
+            format!(
+                "{} blocks from block {} on, unreadable here, were fetched from {} and written anew",
+                range.count,
+                range.first,
+                cx.name(*from)
+            ),
+        ),
     }
 }
 

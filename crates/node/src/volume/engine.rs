@@ -254,6 +254,9 @@ impl Engine {
                         lanes.set_geometry(self.o.geometry);
                     }
                 }
+                if matches!(message, ToControl::DiskFailed { .. }) {
+                    self.disk.clear(); // what still comes of it is waited for no more
+                }
                 (self.o.report)(Report::Control(message));
             }
             Action::Save(save) => (self.o.report)(Report::Save(save)),

@@ -90,6 +90,7 @@ fn side(me: u8) -> Side {
             collect_ms: 600_000,
             ..Timing::default()
         },
+        distrust: None,
         off: None,
     };
     let mut first = Vec::new();
@@ -191,6 +192,7 @@ fn view(generation: u64, epoch: u64, primary: u8, in_sync: NodeSet) -> View {
         data_nodes: both(),
         suspect: NodeSet::EMPTY,
         lineage: 1,
+        doubtful: NodeSet::EMPTY,
     }
 }
 

@@ -158,6 +158,9 @@ impl Machine for PassOn {
             open: self.open,
             held: None,
             disk: DiskState::UpToDate,
+            trouble: None,
+            reads_from: None,
+            read_errors: 0,
             epoch: Epoch(1),
             in_sync: NodeSet::EMPTY,
             incarnation: Incarnation(1),
@@ -221,6 +224,7 @@ impl Bench {
             data_nodes: NodeSet::EMPTY,
             suspect: NodeSet::EMPTY,
             lineage: 1,
+            doubtful: NodeSet::EMPTY,
         }));
         assert!(matches!(
             self.report(),

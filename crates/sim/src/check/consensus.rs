@@ -79,6 +79,7 @@ mod tests {
             data_nodes: NodeSet(3),
             suspect: NodeSet::EMPTY,
             lineage: 1,
+            doubtful: NodeSet::EMPTY,
         };
         c.applied(NodeId(0), view).unwrap();
         c.applied(NodeId(1), view).unwrap();

@@ -109,7 +109,9 @@ impl Seen {
                 );
             }
             let lacks = truth.lacking.iter().find(|(n, _)| *n == peer.node);
-            if let Some((_, bytes)) = lacks.filter(|(_, bytes)| *bytes > peer.out_of_sync_bytes) {
+            let diskless = status.trouble.is_some(); // its own disk is not what peers are measured by
+            let more = |(_, bytes): &&(NodeId, u64)| !diskless && *bytes > peer.out_of_sync_bytes;
+            if let Some((_, bytes)) = lacks.filter(more) {
                 return lie(
                     &format!("out of sync of {}", peer.node),
                     &peer.out_of_sync_bytes,
@@ -133,6 +135,9 @@ mod tests {
             open: true,
             held: None,
             disk: DiskState::UpToDate,
+            trouble: None,
+            reads_from: None,
+            read_errors: 0,
             epoch: Epoch(3),
             in_sync: NodeSet(0b01),
             incarnation: Incarnation(7),

@@ -312,6 +312,10 @@ impl Order {
                 )),
                 None => Ok(()),
             },
+            ToControl::DiskFailed { .. } => {
+                self.marks = false;
+                Ok(())
+            }
             ToControl::Stopped if self.marks && !s.clean && !failed => {
                 Err("order: the stop is told, but the disk has no clean mark".into())
             }

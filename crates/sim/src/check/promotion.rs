@@ -94,6 +94,7 @@ mod tests {
             data_nodes: NodeSet(7),
             suspect: NodeSet::EMPTY,
             lineage: 1,
+            doubtful: NodeSet::EMPTY,
         }
     }
 

@@ -166,7 +166,7 @@ impl Decoder {
         let bytes = u64::from(header.payload_len);
         let has_blocks = header.fields.flags & DATA != 0;
         let exact = match header.kind {
-            Kind::Write | Kind::Resync | Kind::Fetched if has_blocks => {
+            Kind::Write | Kind::Resync | Kind::Fetched | Kind::ReadDone if has_blocks => {
                 let needed = count * u64::from(self.geometry.block_bytes);
                 if needed > DATA_BYTES_MAX.into() {
                     return Err(WireError::Length {
@@ -208,6 +208,17 @@ impl Decoder {
             }
             Kind::Hash | Kind::Fetch => {
                 list(HASHES_MAX)?;
+                0
+            }
+            Kind::Read => {
+                let bytes = count * u64::from(self.geometry.block_bytes);
+                if bytes > DATA_BYTES_MAX.into() {
+                    return Err(WireError::Length {
+                        kind,
+                        bytes,
+                        allowed: DATA_BYTES_MAX.into(),
+                    });
+                }
                 0
             }
             Kind::Cut => {
@@ -377,6 +388,11 @@ impl Decoder {
                 node: list::get_node(kind, f.nodes)?,
                 ranges: list::get_ranges(kind, &payload, blocks)?,
             },
+            Kind::Read => Frame::Read {
+                stamp,
+                token,
+                range: range()?,
+            },
             Kind::Fetch => Frame::Fetch {
                 stamp,
                 token,
@@ -388,6 +404,15 @@ impl Decoder {
                 range: range()?,
                 data: payload,
             },
+            Kind::ReadDone => {
+                let data = (f.flags & DATA != 0).then_some(payload);
+                Frame::ReadDone {
+                    stamp,
+                    token,
+                    range: range()?,
+                    data,
+                }
+            }
         })
     }
 }

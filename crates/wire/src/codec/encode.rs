@@ -127,7 +127,9 @@ impl Encoder {
             Frame::Write { data: blocks, .. } | Frame::Fetched { data: blocks, .. } => {
                 data = Some(blocks.clone())
             }
-            Frame::Resync { data: blocks, .. } => data.clone_from(blocks),
+            Frame::Resync { data: blocks, .. } | Frame::ReadDone { data: blocks, .. } => {
+                data.clone_from(blocks);
+            }
             Frame::Refuse { .. }
             | Frame::Ping { .. }
             | Frame::Pong { .. }
@@ -142,7 +144,8 @@ impl Encoder {
             | Frame::NeedClose { .. }
             | Frame::Resynced { .. }
             | Frame::Hash { .. }
-            | Frame::Fetch { .. } => {}
+            | Frame::Fetch { .. }
+            | Frame::Read { .. } => {}
         }
         if let Some(data) = &data
             && data.len() > DATA_BYTES_MAX as usize

@@ -47,6 +47,7 @@ kinds! {
     Resync = 18, Resynced = 19, Hash = 20, Hashes = 21,
     Synced = 0x50, Fetch = 0x51, Fetched = 0x52,
     Seen = 0x70, Discard = 0x71, Discarded = 0x72,
+    Read = 0x40, ReadDone = 0x41,
 }
 
 impl Kind {
@@ -79,6 +80,8 @@ impl Kind {
             Frame::Seen { .. } => Self::Seen,
             Frame::Discard { .. } => Self::Discard,
             Frame::Discarded { .. } => Self::Discarded,
+            Frame::Read { .. } => Self::Read,
+            Frame::ReadDone { .. } => Self::ReadDone,
         }
     }
 }
@@ -248,6 +251,12 @@ impl Fields {
                 token,
                 range,
                 data,
+            }
+            | Frame::ReadDone {
+                stamp,
+                token,
+                range,
+                data,
             } => blocks(stamp, *token, range, if data.is_some() { DATA } else { 0 })?,
             Frame::Hash {
                 stamp,
@@ -255,6 +264,11 @@ impl Fields {
                 range,
             }
             | Frame::Fetch {
+                stamp,
+                token,
+                range,
+            }
+            | Frame::Read {
                 stamp,
                 token,
                 range,

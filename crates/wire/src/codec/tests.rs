@@ -237,6 +237,21 @@ fn write_lane() -> impl Strategy<Value = Frame> {
             text
         }),
         stamp().prop_map(|stamp| Frame::NeedClose { stamp }),
+        (stamp(), any::<u64>(), range()).prop_map(|(stamp, token, range)| Frame::Read {
+            stamp,
+            token,
+            range
+        }),
+        (stamp(), any::<u64>(), range(), any::<Option<u8>>()).prop_map(
+            |(stamp, token, range, fill)| {
+                Frame::ReadDone {
+                    stamp,
+                    token,
+                    range,
+                    data: fill.map(|fill| with_data(range, fill)),
+                }
+            }
+        ),
     ]
 }
 
@@ -506,6 +521,32 @@ fn samples() -> Vec<(&'static str, Frame)> {
                 token,
                 range,
                 data: Some(data.clone()),
+            },
+        ),
+        (
+            "read",
+            Frame::Read {
+                stamp,
+                token,
+                range,
+            },
+        ),
+        (
+            "read-done",
+            Frame::ReadDone {
+                stamp,
+                token,
+                range,
+                data: Some(data.clone()),
+            },
+        ),
+        (
+            "read-failed",
+            Frame::ReadDone {
+                stamp,
+                token,
+                range,
+                data: None,
             },
         ),
         (

@@ -22,16 +22,17 @@ mod resync;
 mod status;
 mod verify;
 
+use super::fetch::Reader;
 use super::{Owner, Phase, Primary};
 use crate::Now;
 use crate::config::JOBS_MAX;
-use crate::ctx::{Ctx, JobId, RoleIo};
+use crate::ctx::{Ctx, JobId};
 use crate::hash::hash_blocks;
 use crate::locks::{LockId, Mode};
 use crate::rules::Rule;
 use bytes::Bytes;
 use holdfast_types::{BlockRange, Geometry, NodeId, NodeSet, Seq};
-use holdfast_wire::Frame;
+use holdfast_wire::{Frame, UNREADABLE};
 use repair::Fix;
 use std::collections::{BTreeMap, BTreeSet};
 pub(super) use verify::Verify;
@@ -61,6 +62,11 @@ pub(super) struct Job {
     lock: Option<LockId>,
     /// This node's copy, from when it is read to when it is compared.
     local: Option<Bytes>,
+    /// The local disk is reading it.
+    reading: bool,
+    /// Of a reconciliation without a local disk: the member whose copy counts, and who could not read theirs.
+    source: Option<NodeId>,
+    tried: NodeSet,
     /// Whose hashes are to be compared.
     asked: NodeSet,
     hashes: BTreeMap<NodeId, Vec<u128>>,
@@ -122,6 +128,9 @@ impl Jobs {
                 parts: Vec::new(),
                 lock: None,
                 local: None,
+                reading: false,
+                source: None,
+                tried: NodeSet::EMPTY,
                 asked: NodeSet::EMPTY,
                 hashes: BTreeMap::new(),
                 token,
@@ -156,14 +165,14 @@ impl Jobs {
 impl Primary {
     /// Starts jobs while there is room, reconciliation first.
     pub(super) fn pump_jobs(&mut self, ctx: &mut Ctx) {
-        if self.phase != Phase::Open || ctx.disk_failed {
-            return;
+        self.pace.clear_due();
+        if self.phase != Phase::Open || (ctx.disk_failed() && self.in_sync.has(ctx.me())) {
+            return; // or not before this node's removal is known
         }
         if ctx.served() < ctx.layout.geometry.blocks {
             // Past the volume's end nobody lacks anything.
             ctx.bits.clip(ctx.served());
         }
-        self.pace.clear_due();
         self.pump_reconcile(ctx);
         self.pump_resync(ctx);
         self.pump_verify(ctx);
@@ -192,14 +201,23 @@ impl Primary {
         let Some(job) = self.jobs.all.get(&id) else {
             return;
         };
-        let range = job.range;
+        let (range, tried) = (job.range, job.tried);
         let asked = match job.kind {
             Kind::Reconcile => {
-                let asked: NodeSet = self
-                    .members(ctx)
-                    .iter()
-                    .filter(|&m| ctx.bits.dirty(m).any(range))
-                    .collect();
+                let asked: NodeSet = if ctx.disk_failed() {
+                    // Any member's copy will do: nobody has read these blocks since they are in doubt.
+                    let Some(source) = self.source(self.members(ctx).minus(tried)) else {
+                        self.unreadable_job(ctx, id);
+                        return;
+                    };
+                    self.jobs.all.get_mut(&id).expect("just seen").source = Some(source);
+                    self.members(ctx).without(source)
+                } else {
+                    self.members(ctx)
+                        .iter()
+                        .filter(|&m| ctx.bits.dirty(m).any(range))
+                        .collect()
+                };
                 if asked.is_empty() {
                     self.reconciled_job(ctx, id);
                     return;
@@ -238,7 +256,7 @@ impl Primary {
         let job = self.jobs.all.get_mut(&id).expect("just seen");
         job.asked = asked;
         let (range, token) = (job.range, job.token);
-        Self::read_source(ctx, id, range);
+        self.read_source(ctx, id);
         for peer in asked.iter() {
             if let Some(stamp) = self.attached_session(peer).map(|s| s.stamp) {
                 self.peer_owes(ctx, peer);
@@ -255,12 +273,64 @@ impl Primary {
     }
 
     /// Where the blocks of a job come from: their bytes go to [`Self::job_read`].
-    fn read_source(ctx: &mut Ctx, id: JobId, range: BlockRange) {
-        ctx.role_io(RoleIo::JobRead(id), ctx.read_op(range));
+    fn read_source(&mut self, ctx: &mut Ctx, id: JobId) {
+        let failed = ctx.disk_failed();
+        let job = self.jobs.all.get_mut(&id).expect("at work");
+        job.reading = !failed;
+        match (job.source, job.range) {
+            (Some(source), range) => {
+                self.fetch_blocks(ctx, Reader::Job(id), range, Some(source));
+            }
+            (None, range) => self.read_blocks(ctx, Reader::Job(id), range),
+        }
+    }
+
+    /// The blocks that the local disk was to read for a job.
+    pub(super) fn job_range(&mut self, id: JobId) -> Option<BlockRange> {
+        let job = self.jobs.all.get_mut(&id)?;
+        job.reading = false;
+        Some(job.range)
+    }
+
+    /// The local disk failed: who waits for it starts over with a member's copy. A verify is over, for it compared
+    /// with that disk.
+    pub(super) fn jobs_diskless(&mut self, ctx: &mut Ctx) {
+        self.end_verify(ctx);
+        let reading: Vec<JobId> = self
+            .jobs
+            .all
+            .iter()
+            .filter(|(_, j)| j.reading)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in reading {
+            self.restart_job(ctx, id);
+        }
+    }
+
+    fn restart_job(&mut self, ctx: &mut Ctx, id: JobId) {
+        let token = self.token();
+        let Some(job) = self.jobs.all.get_mut(&id) else {
+            return;
+        };
+        if matches!(job.kind, Kind::Verify | Kind::Repair) {
+            self.take_job(ctx, id);
+            return;
+        }
+        // Answers to what was asked before do not count.
+        let old = std::mem::replace(&mut job.token, token);
+        job.reading = false;
+        job.source = None;
+        job.asked = NodeSet::EMPTY;
+        job.hashes.clear();
+        self.jobs.tokens.remove(&old);
+        self.jobs.tokens.insert(token, id);
+        self.job_locked(ctx, id);
     }
 
     pub(super) fn job_read(&mut self, ctx: &mut Ctx, id: JobId, bytes: Bytes) {
         if let Some(job) = self.jobs.all.get_mut(&id) {
+            job.reading = false;
             job.local = Some(bytes);
             self.try_compare(ctx, id);
         }
@@ -333,6 +403,7 @@ impl Primary {
     /// Takes a job out and gives back what it holds.
     fn take_job(&mut self, ctx: &mut Ctx, id: JobId) -> Option<Job> {
         let job = self.jobs.remove(ctx.layout.geometry, id)?;
+        self.forget_fetch(Reader::Job(id));
         if job.granted > 0 {
             self.pace.returned(ctx.now, job.granted);
         }
@@ -348,9 +419,23 @@ impl Primary {
         self.pump_jobs(ctx);
     }
 
-    /// Its blocks cannot be read here: they stay as they are, and are tried again by and by.
+    /// Its blocks cannot be read here, nor where they were to be fetched from.
     pub(super) fn job_failed(&mut self, ctx: &mut Ctx, id: JobId) {
+        match self.jobs.all.get_mut(&id) {
+            Some(job) if job.source.is_some() => {
+                job.tried = job.source.map_or(job.tried, |s| job.tried.with(s));
+                self.restart_job(ctx, id);
+            }
+            _ => self.unreadable_job(ctx, id),
+        }
+    }
+
+    /// No copy of its blocks can be read: they stay as they are, and are tried again by and by.
+    fn unreadable_job(&mut self, ctx: &mut Ctx, id: JobId) {
         if let Some(job) = self.take_job(ctx, id) {
+            if job.kind == Kind::Reconcile {
+                self.fail_awaiting(ctx, job.range);
+            }
             self.repair_given_up(&job);
         }
     }
@@ -366,7 +451,9 @@ impl Primary {
             .filter(|(_, j)| match j.kind {
                 Kind::Resync(p) => p == peer,
                 Kind::Verify => false,
-                Kind::Reconcile | Kind::Repair => j.asked.has(peer) && !j.copying,
+                Kind::Reconcile | Kind::Repair => {
+                    (j.asked.has(peer) || j.source == Some(peer)) && !j.copying
+                }
             })
             .map(|(&id, _)| id)
             .collect();
@@ -398,7 +485,8 @@ impl Compared {
     /// Does any peer's block differ from this node's?
     fn differs(&self, block: u64) -> bool {
         let i = self.at(block);
-        self.hashes.values().any(|h| h[i] != self.ours[i])
+        let bad = |h: u128| h != self.ours[i] || h == UNREADABLE;
+        self.hashes.values().any(|h| bad(h[i]))
     }
 
     /// This node's copy of a part.

@@ -9,7 +9,7 @@ use crate::primary::writes::Source;
 use crate::{Note, Repair};
 use bytes::Bytes;
 use holdfast_types::{BlockRange, NodeId, NodeSet};
-use holdfast_wire::Frame;
+use holdfast_wire::{Frame, UNREADABLE};
 use std::collections::BTreeMap;
 
 /// Blocks that are fetched from the copy that is right.
@@ -72,10 +72,12 @@ impl Primary {
             let set = holders.entry(hash).or_default();
             *set = set.with(node);
         }
-        if holders.len() == 1 {
+        // Copies that cannot be read are wrong, and not equal to each other.
+        let bad = holders.remove(&UNREADABLE).unwrap_or_default();
+        if holders.len() == 1 && bad.is_empty() {
             return Verdict::Equal;
         }
-        let all: NodeSet = holders.values().fold(NodeSet::EMPTY, |a, &s| a.union(s));
+        let all: NodeSet = holders.values().fold(bad, |a, &s| a.union(s));
         let right = match repair {
             Repair::Source(node) => holders.values().find(|s| s.has(node)),
             // Of the whole set: a copy that is not heard of is not taken for one that agrees.

@@ -12,6 +12,7 @@ use crate::{
     Note, Now, Repair, VERIFY_RANGES_MAX, VerifyOrder, VerifyPeer, VerifyReport, VerifyStatus,
 };
 use holdfast_types::{BlockRange, NodeId, NodeSet};
+use holdfast_wire::UNREADABLE;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Jobs of a verify in flight at once.
@@ -90,6 +91,11 @@ impl Primary {
         } else {
             order.peers.and(here)
         };
+        if ctx.disk_failed() {
+            return Err(
+                "the primary's disk is not in use: there is nothing to compare with".into(),
+            );
+        }
         if self.verify.is_some() {
             return Err("another verify of this volume is under way".into());
         }
@@ -199,7 +205,7 @@ impl Primary {
                 for (peer, hashes) in &compared.hashes {
                     let theirs = runs_by(run, |b| {
                         let i = compared.at(b);
-                        hashes[i] != compared.ours[i]
+                        hashes[i] != compared.ours[i] || hashes[i] == UNREADABLE
                     });
                     let Some(found) = verify.found.get_mut(peer) else {
                         continue;

@@ -563,7 +563,24 @@ impl World {
             Event::Replica {
                 resource,
                 volume,
-                msg: ToControl::DiskFailed,
+                msg: ToControl::DiskFailed {
+                    why: DiskTrouble::Io,
+                },
+            },
+        );
+    }
+
+    /// Its primary replica has no member left to read from.
+    pub(in crate::tests) fn stranded(&mut self, h: usize) {
+        let epoch = self.record(h).epoch;
+        let (resource, volume) = (ResourceIx(0), VolumeIx(0));
+        let msg = ToControl::Stranded { epoch };
+        self.event(
+            h,
+            Event::Replica {
+                resource,
+                volume,
+                msg,
             },
         );
     }
@@ -762,6 +779,7 @@ impl World {
                     let at = self.now + self.rng.between(MS, 20 * MS);
                     self.push(at, h, What::Host(resource, step, life));
                 }
+                Action::Reopen { .. } => unreachable!("no disk of these tests hangs"),
                 Action::Forget { resource, volume } => self.forgotten.push((h, resource, volume)),
                 Action::LeaseDeadline { resource, until } => {
                     self.hosts[h].lease[usize::from(resource.0)] = until;

@@ -71,7 +71,8 @@ impl World {
             | FromControl::Invalidate { .. }
             | FromControl::Verify(_)
             | FromControl::Discard { .. }
-            | FromControl::Resync(_) => {}
+            | FromControl::Resync(_)
+            | FromControl::Detach => {}
         }
     }
 

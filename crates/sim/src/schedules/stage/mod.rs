@@ -133,6 +133,7 @@ impl Stage {
             data_nodes: all,
             suspect: NodeSet::EMPTY,
             lineage: 1,
+            doubtful: NodeSet::EMPTY,
         };
         let mut stage = Self {
             off,
@@ -236,6 +237,7 @@ impl Stage {
             data_nodes: self.view.data_nodes,
             volume: VOLUME,
             timing: Timing::default(),
+            distrust: None,
             off: self.off,
         };
         let site = &mut self.sites[n];

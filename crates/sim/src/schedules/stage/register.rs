@@ -33,7 +33,9 @@ impl Stage {
             ToControl::Drained { .. } => self.sites[n].drained = true,
             ToControl::Stopped => self.sites[n].stopped = true,
             ToControl::Deposed { .. }
-            | ToControl::DiskFailed
+            | ToControl::DiskIdle
+            | ToControl::DiskFailed { .. }
+            | ToControl::Stranded { .. }
             | ToControl::Room { .. }
             | ToControl::NoRoom { .. } => {}
         }

@@ -105,6 +105,8 @@ pub struct Cluster {
     /// Every frame that was sent, from whom and to whom.
     pub sent: Vec<(usize, usize, holdfast_wire::Frame)>,
     next_req: u64,
+    /// Disks that were replaced.
+    blanks: u64,
     pub register_up: bool,
     pub off: Option<Rule>,
     /// Disks and frames take turns by chance, and disk operations end in any order.
@@ -163,6 +165,7 @@ impl Cluster {
             frames: VecDeque::new(),
             sent: Vec::new(),
             next_req: 1,
+            blanks: 0,
             register_up: true,
             off: None,
             chance: None,
@@ -240,7 +243,9 @@ impl Cluster {
     /// Another disk, with a blank replica that knows of all.
     pub fn blank(&mut self, n: usize) {
         let all: NodeSet = (0..self.sites.len() as u8).map(NodeId).collect();
-        self.sites[n] = Site::new(n, all, false);
+        self.blanks += 1;
+        let incarnation = Incarnation(1000 + self.blanks);
+        self.sites[n] = Site::made(n, all, false, incarnation);
     }
 
     /// SIGKILL: memory is gone, the disk and what was submitted to it stay.
@@ -684,6 +689,10 @@ impl Cluster {
 
 impl Site {
     fn new(n: usize, all: NodeSet, member: bool) -> Self {
+        Self::made(n, all, member, Incarnation(100 + n as u64))
+    }
+
+    fn made(n: usize, all: NodeSet, member: bool, incarnation: Incarnation) -> Self {
         let layout = Layout::with_page(GEOMETRY, STORE_BYTES as u64, 7, 8, 512).unwrap();
         let mut superblock = Superblock {
             version: FORMAT_VERSION,
@@ -694,7 +703,7 @@ impl Site {
             capacity: GEOMETRY.blocks,
             tail_unknown: false,
             page_bytes: 512,
-            incarnation: Incarnation(100 + n as u64),
+            incarnation,
             run: Run(0),
             boot_id: 0,
             clean: true,

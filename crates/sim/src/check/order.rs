@@ -147,10 +147,15 @@ impl Order {
                 self.barriers.insert(key(*stamp, *token), done_writes);
                 self.bitmaps.insert(key(*stamp, *token), bitmaps.clone());
             }
-            // Bits for the new member may go.
-            Frame::Grown { node, .. } => {
+            // Bits for the new member, or for what a replica has been given meanwhile, may go.
+            Frame::Grown { node, .. } | Frame::Synced { node, .. } => {
                 for maps in self.bitmaps.values_mut() {
                     maps.retain(|(n, _)| n != node);
+                }
+            }
+            Frame::Reconciled { set, .. } => {
+                for maps in self.bitmaps.values_mut() {
+                    maps.retain(|(n, _)| !set.has(*n));
                 }
             }
             Frame::Resync { range, data, .. } => {

@@ -211,6 +211,8 @@ fn sweep_pairs_of_blows() {
 /// The sweeps tested: they find rules that are off, nobody having told them the schedule.
 #[test]
 fn sweep_finds_rules_that_are_off() {
+    /// What is struck: how many replicas it has, and what they do.
+    type Life = (usize, fn(&mut Stage));
     for rule in [
         Rule::KeepOpen,
         Rule::CloseSet,
@@ -221,7 +223,7 @@ fn sweep_finds_rules_that_are_off() {
         Rule::CrashBits,
         Rule::ShrinkFirst,
     ] {
-        let lives: [(usize, fn(&mut Stage)); 4] = [
+        let lives: [Life; 4] = [
             (3, return_of_a_replica),
             (3, failover),
             (2, hand_over),

@@ -53,7 +53,7 @@ pub struct Shape {
 pub struct Plan {
     /// The seed everything else is drawn from.
     pub seed: u64,
-    /// See [`Scenario::draw`].
+    /// See `Scenario::draw`.
     pub swarm: bool,
     /// A rule that is off.
     pub rule: Option<Rule>,

@@ -46,7 +46,7 @@ impl Primary {
             return;
         }
         if self.no_copy(ctx) {
-            if ctx.off(Rule::LastMember) {
+            if ctx.off(Rule::LastMember) && self.in_sync.has(ctx.me()) {
                 self.remove_itself(ctx);
             }
             self.fail_all(ctx);

@@ -151,7 +151,12 @@ impl Stage {
         for n in 0..self.sites.len() {
             self.sites[n].deaf = false;
             self.release_disk(n);
-            if std::mem::take(&mut self.sites[n].disk.broken) || self.sites[n].stopped {
+            let given_up = self.sites[n]
+                .replica
+                .as_ref()
+                .is_some_and(|r| r.status().trouble.is_some());
+            let broken = std::mem::take(&mut self.sites[n].disk.broken);
+            if broken || given_up || self.sites[n].stopped {
                 self.kill(n);
                 self.sites[n].stopped = false;
             }

@@ -205,6 +205,16 @@ impl Follower {
         }
     }
 
+    /// Part of the volume was given up, which happens only without a primary: what is still on its way from a former
+    /// one may be meant for that part. A new one attaches anew.
+    pub(crate) fn shrunk(&mut self, ctx: &mut Ctx) {
+        let attaching = self.attaching.as_ref().map(|(p, ..)| *p);
+        for peer in self.primary().into_iter().chain(attaching) {
+            ctx.disconnect(peer);
+        }
+        self.end_session(ctx);
+    }
+
     /// A primary takes this replica into a session.
     pub(crate) fn attach(&mut self, ctx: &mut Ctx, peer: NodeId, attach: Attach) {
         let epoch = attach.stamp.epoch;

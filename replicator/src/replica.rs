@@ -23,7 +23,7 @@ use crate::{
     ResyncBounds, ResyncStatus, Status, ToControl, Trouble, VerifyReport, View,
 };
 use holdfast_meta::{MetaError, Recovered, Unsaved};
-use holdfast_types::{DiskState, Epoch, NodeId, NodeSet, Role, Run};
+use holdfast_types::{DiskState, Epoch, Geometry, NodeId, NodeSet, Role, Run};
 use holdfast_wire::{Frame, Hello, Refusal};
 
 /// Do the contents of two replicas belong to different lines of history? One without any joins every line.
@@ -291,7 +291,7 @@ impl Replica {
         let now = (
             self.disk_state(),
             self.ctx.unclean,
-            self.ctx.layout.geometry.blocks,
+            self.ctx.takes(),
             self.ctx.superblock.lineage,
         );
         if self.started && self.told != Some(now) {
@@ -324,7 +324,10 @@ impl Replica {
         let hello = Hello {
             node: self.ctx.cfg.me,
             volume: s.volume,
-            geometry: self.ctx.layout.geometry,
+            geometry: Geometry {
+                blocks: self.ctx.takes(),
+                ..self.ctx.layout.geometry
+            },
             incarnation: s.incarnation,
             run: s.run,
             unclean: self.ctx.unclean,
@@ -447,7 +450,13 @@ impl Replica {
             (State::Stopping { .. } | State::Stopped, _) => {}
             (_, FromControl::View(view)) => self.viewed(view),
             (_, FromControl::Size(size)) => {
+                let before = self.ctx.served();
                 if self.ctx.sized(size) {
+                    if let State::Follower(f) = &mut self.state
+                        && self.ctx.served() < before
+                    {
+                        f.shrunk(&mut self.ctx);
+                    }
                     self.resized();
                 }
             }

@@ -73,12 +73,25 @@ pub(crate) struct Room {
     retry_at: Now,
     /// A size was told, and not answered with the room there is.
     unanswered: bool,
+    /// Some of the volume was given up, and its zeroing has not begun since.
+    given_up: bool,
 }
 
 impl Ctx {
     /// Blocks the application may use.
     pub(crate) fn served(&self) -> u64 {
         self.superblock.geometry.blocks
+    }
+
+    /// Blocks that a primary may send: what there is room for, once it is known for good that all past the volume's
+    /// end is zero. Before that, what was taken in might be zeroed again.
+    pub(crate) fn takes(&self) -> u64 {
+        if self.superblock.tail_unknown || matches!(self.room.stage, Stage::Zeroing | Stage::Noting)
+        {
+            self.served()
+        } else {
+            self.layout.geometry.blocks
+        }
     }
 
     /// Metadata may not be written now: it is being moved.
@@ -113,6 +126,7 @@ impl Ctx {
         if served < before {
             // Whatever is there now is given up.
             self.superblock.tail_unknown = true;
+            self.room.given_up = true;
             self.bits.clip(served);
         }
         self.store(After::Nothing);
@@ -129,6 +143,8 @@ impl Ctx {
         }
         match &mut self.room.stage {
             Stage::Idle if !begin => {}
+            // What was on its way to the disk for it ends first, or it would be there behind the zeroes (rule 18).
+            Stage::Idle if self.room.given_up && self.writes_in_flight > 0 => {}
             Stage::Idle if self.superblock.tail_unknown => self.zero_tail(),
             Stage::Idle
                 if self.room.wanted > self.layout.geometry.blocks
@@ -306,17 +322,18 @@ impl Ctx {
     /// Everything past the volume's end shall be zero.
     fn zero_tail(&mut self) {
         self.room.stage = Stage::Zeroing;
+        self.room.given_up = false;
         let from = self.superblock.geometry.bytes();
         self.zero_from(from);
     }
 
     fn zero_from(&mut self, from: u64) {
-        let (start, end) = (
-            self.superblock.geometry.bytes(),
-            self.layout.geometry.bytes(),
-        );
-        // It may have been given up still more meanwhile.
-        let from = if from < start { start } else { from };
+        if self.room.given_up {
+            // More of it meanwhile: from the start.
+            self.room.stage = Stage::Idle;
+            return;
+        }
+        let end = self.layout.geometry.bytes();
         if from < end {
             let len = ZERO_BYTES_MAX.min(end - from);
             let op = DiskOp::Zero {

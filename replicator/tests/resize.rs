@@ -3,7 +3,7 @@
 mod common;
 
 use common::{BLOCK, Cluster, GEOMETRY};
-use holdfast_replicator::RequestError;
+use holdfast_replicator::{Event, FromControl, RequestError};
 use holdfast_types::{NodeId, NodeSet};
 
 const OLD: u64 = GEOMETRY.blocks;
@@ -187,4 +187,45 @@ fn what_is_given_up_is_gone_and_never_comes_back() {
     assert_eq!(c.view.in_sync, set(&[0, 1]));
     assert_eq!(c.read(0, 40), 0);
     c.assert_equal(0, 1);
+}
+
+#[test]
+fn nothing_is_sent_to_new_blocks_before_they_are_zero_for_good() {
+    let mut c = filled();
+    c.kill(1);
+    c.pass(1000);
+    c.grow_to(NEW);
+    c.pass(200);
+    for b in [OLD, OLD + 9, NEW / 2, NEW - 1] {
+        writes(&mut c, 0, b, 5);
+    }
+    c.sites[1].late_zeroes = true;
+    c.start(1);
+    c.pass(3000);
+    assert_eq!(c.view.in_sync, set(&[0, 1]));
+    c.assert_equal(0, 1);
+}
+
+#[test]
+fn what_is_given_up_in_two_steps_is_zero_from_the_start() {
+    let mut c = filled();
+    c.sites[1].slow = true;
+    c.shrink_to(48);
+    c.shrink_to(32);
+    c.sites[1].slow = false;
+    c.pass(500);
+    let given_up = 32 * BLOCK..OLD as usize * BLOCK;
+    assert!(c.sites[1].disk[given_up].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn a_write_of_the_former_primary_does_not_reach_what_was_given_up() {
+    let mut c = filled();
+    c.write(0, 40, 9);
+    c.event(0, Event::Control(FromControl::StepDown));
+    // The frame is on its way still.
+    c.shrink_to(32);
+    c.pass(500);
+    let given_up = 32 * BLOCK..OLD as usize * BLOCK;
+    assert!(c.sites[1].disk[given_up].iter().all(|b| *b == 0));
 }

@@ -58,6 +58,9 @@ pub struct Site {
     pub boot: u128,
     /// Disk operations wait here while `slow`.
     pub slow: bool,
+    /// Zeroes end when nothing else moves.
+    pub late_zeroes: bool,
+    late: VecDeque<(IoId, DiskOp)>,
     /// Where zeroes were written, in bytes.
     pub zeroed: Vec<(u64, u64)>,
     /// What was saved, and how the next save ends.
@@ -513,6 +516,13 @@ impl Cluster {
                     },
                 );
                 moved = true;
+            }
+            for n in 0..self.sites.len() {
+                if !moved && let Some((io, op)) = self.sites[n].late.pop_front() {
+                    let result = Ok(self.sites[n].apply(io, &op));
+                    self.event(n, Event::DiskDone { io, result });
+                    moved = true;
+                }
             }
             if !moved {
                 return;

@@ -58,6 +58,8 @@ impl Site {
             stopped: false,
             boot: 1,
             slow: false,
+            late_zeroes: false,
+            late: VecDeque::new(),
             zeroed: Vec::new(),
             saved: Vec::new(),
             save_answer: Ok("file".into()),
@@ -89,6 +91,10 @@ impl Site {
                 DiskOp::Flush => power.flush(name),
                 DiskOp::Read { .. } => {}
             }
+        }
+        if self.late_zeroes && matches!(op, DiskOp::Zero { .. }) {
+            self.late.push_back((io, op));
+            return;
         }
         self.queue.push_back((io, op));
     }

@@ -189,6 +189,7 @@ impl Node {
 
     /// Every replica knows the latest record.
     pub(super) fn drive_views(&mut self, ix: usize, record: &ResourceRecord) {
+        let node = self.me();
         for v in 0..self.resources[ix].locals.len() {
             let local = &mut self.resources[ix].locals[v];
             if local.started.is_none() {
@@ -204,11 +205,19 @@ impl Node {
                 continue;
             }
             local.view_sent = Some(record.generation);
+            // After a start the record is as old as the last snapshot, perhaps from before the volume grew, and a replica
+            // gives up what lies past the size it is told. A record that names this very run is as new as what the
+            // replica went by before.
+            let started = local.started;
+            let known = record
+                .replica(VolumeIx(v as u16), node)
+                .is_some_and(|r| started.is_some_and(|s| s.is(r)));
             let size = record.volumes.get(v).map(|r| VolumeSize {
                 size_bytes: r.size_bytes,
                 room_bytes: r.target_bytes.unwrap_or(r.size_bytes),
             });
-            if let Some(size) = size.filter(|s| local.size_sent != Some(*s)) {
+            let local = &mut self.resources[ix].locals[v];
+            if let Some(size) = size.filter(|s| known && local.size_sent != Some(*s)) {
                 local.size_sent = Some(size);
                 self.tell_one(ix, v, FromControl::Size(size));
             }
@@ -239,7 +248,7 @@ impl Node {
                 self.trust(ResourceIx(ix as u16), volume, None);
             }
             let local = &self.resources[ix].locals[v];
-            if (started.incarnation, started.run) == life && started.nonce == replica.nonce {
+            if started.is(replica) {
                 if local.failed.is_some_and(DiskTrouble::loses)
                     && !replica.unclean
                     && now >= local.seen_at

@@ -18,7 +18,7 @@ mod primary;
 use crate::api::*;
 use crate::message::{Body, ResourceHello};
 use crate::node::Node;
-use crate::state::{Command, ResourceRecord};
+use crate::state::{Command, ReplicaRecord, ResourceRecord};
 use holdfast_types::{DiskState, Epoch, Gen, Incarnation, NodeId, NodeSet, Run};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,6 +50,14 @@ pub(crate) struct Started {
     pub(crate) unclean: bool,
     pub(crate) promised: Epoch,
     pub(crate) disk: DiskState,
+}
+
+impl Started {
+    /// Is this run the one that the record names?
+    fn is(&self, replica: &ReplicaRecord) -> bool {
+        (self.incarnation, self.run, self.nonce)
+            == (replica.incarnation, replica.run, replica.nonce)
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -114,3 +114,32 @@ fn it_shrinks_only_by_consent_and_while_nobody_uses_it() {
     let reply = w.ask(0, resize(2 * MIB, None), 70_000);
     assert!(matches!(reply, AdminReply::Done { .. }), "{reply:?}");
 }
+
+#[test]
+fn a_restarted_node_tells_no_size_from_before_the_volume_grew() {
+    let mut w = World::up(5);
+    w.run(1000);
+    // What the nodes store of the state is from now; what they know of the growing is in the log behind it.
+    for at in 1..70 {
+        let request = AdminRequest::Care {
+            resource: "r0".into(),
+            volume: V,
+            care: Care::ScrubDue(at),
+        };
+        w.ask(0, request, 3000);
+    }
+    w.ask(0, resize(2 * MIB, None), 70_000);
+    w.run(500);
+    for h in [1, 0] {
+        w.crash(h, false);
+        w.boot(h);
+        w.run(5000);
+    }
+    for h in [0, 1] {
+        let sizes = &w.hosts[h].replicas[0][0].sizes;
+        assert!(
+            sizes.is_sorted() && sizes.last() == Some(&(2 * MIB)),
+            "{sizes:?}"
+        );
+    }
+}

@@ -38,6 +38,8 @@ pub(in crate::tests) struct FakeReplica {
     leads: Option<Epoch>,
     view: Option<View>,
     pub(in crate::tests) held: bool,
+    /// The sizes it was ever told of, in all its runs.
+    pub(in crate::tests) sizes: Vec<u64>,
     stopped: bool,
     lost_since: BTreeMap<NodeId, u64>,
     generation: u64,
@@ -271,6 +273,7 @@ impl World {
                 *replica = FakeReplica {
                     stood,
                     promised,
+                    sizes: std::mem::take(&mut replica.sizes),
                     incarnation: replica.incarnation,
                     run: replica.run,
                     unclean: replica.unclean,

@@ -58,6 +58,7 @@ impl World {
                 }
             }
             FromControl::Size(size) => {
+                replica.sizes.push(size.size_bytes);
                 if self.roomy.contains(&h) {
                     let msg = ToControl::Room {
                         size_bytes: size.size_bytes,

@@ -621,6 +621,9 @@ impl Ctx {
             self.log_step(step);
         } else if !self.log.is_idle() {
             self.log_written();
+        } else {
+            // It may have waited for the metadata to move.
+            self.pump_log();
         }
     }
 

@@ -96,10 +96,11 @@ impl Ctx {
 
     /// Metadata may not be written now: it is being moved.
     pub(crate) fn is_moving(&self) -> bool {
-        matches!(
-            self.room.stage,
-            Stage::Writing { .. } | Stage::Switching { .. }
-        )
+        !self.disk_failed()
+            && matches!(
+                self.room.stage,
+                Stage::Writing { .. } | Stage::Switching { .. }
+            )
     }
 
     /// The control plane says how large the volume is, and shall be. True if what is served changed.

@@ -467,3 +467,33 @@ fn a_member_that_the_record_doubts_is_removed_without_a_session_saying_so() {
         "at once, not after the time to reconnect"
     );
 }
+
+#[test]
+fn rewrites_that_a_failing_disk_interrupts_give_their_log_slots_back() {
+    let mut c = three();
+    c.sites[0].fail = Fail::Reads;
+    for b in (0..64).step_by(4) {
+        c.request(
+            0,
+            Request::Read {
+                offset: b * BLOCK as u64,
+                len: BLOCK as u32,
+            },
+        );
+    }
+    // The reads have failed and been answered by members, the rewrites are under way.
+    for _ in 0..16 {
+        c.one();
+    }
+    c.sites[0].slow = true;
+    while c.one() {}
+    c.sites[0].fail = Fail::Writes(DiskError::Io);
+    c.sites[0].slow = false;
+    c.pass(500);
+    assert_eq!(c.view.in_sync, set(&[1, 2]));
+    for b in (0..64).step_by(4) {
+        let w = c.write(0, b, 7);
+        c.pass(50);
+        assert!(c.acked(0, w), "block {b}");
+    }
+}

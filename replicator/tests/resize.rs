@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{BLOCK, Cluster, GEOMETRY};
-use holdfast_replicator::{Event, FromControl, RequestError};
+use common::{BLOCK, Cluster, Fail, GEOMETRY};
+use holdfast_replicator::{DiskError, Event, FromControl, RequestError};
 use holdfast_types::{NodeId, NodeSet};
 
 const OLD: u64 = GEOMETRY.blocks;
@@ -228,4 +228,25 @@ fn a_write_of_the_former_primary_does_not_reach_what_was_given_up() {
     c.pass(500);
     let given_up = 32 * BLOCK..OLD as usize * BLOCK;
     assert!(c.sites[1].disk[given_up].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn a_disk_that_fails_at_any_step_of_growing_holds_nothing_up() {
+    for steps in 0..200 {
+        let mut c = filled();
+        c.grow_to(NEW);
+        let mut moved = 0;
+        while moved < steps && c.one() {
+            moved += 1;
+        }
+        c.sites[0].fail = Fail::Writes(DiskError::Io);
+        for b in (0..OLD).step_by(4) {
+            let w = c.write(0, b, 7);
+            c.pass(50);
+            assert!(c.acked(0, w), "block {b} after {steps} steps");
+        }
+        if moved < steps {
+            break;
+        }
+    }
 }

@@ -11,6 +11,7 @@
 use super::Primary;
 use crate::config::PIECE_BLOCKS_MAX;
 use crate::ctx::{Ctx, HealId, JobId, LogUser, PieceId, RoleIo};
+use crate::locks::LockId;
 use crate::{Note, Now};
 use bytes::{Bytes, BytesMut};
 use holdfast_types::{BlockRange, NodeId, NodeSet};
@@ -52,6 +53,10 @@ struct Heal {
     range: BlockRange,
     from: NodeId,
     bytes: Bytes,
+    /// Its extents are granted.
+    logged: bool,
+    /// The range lock of a job that was given up meanwhile: kept until the disk has answered.
+    lock: Option<LockId>,
 }
 
 /// What is being fetched and rewritten.
@@ -59,6 +64,8 @@ struct Heal {
 pub(super) struct Fetches {
     open: BTreeMap<u64, Fetch>,
     heals: BTreeMap<HealId, Heal>,
+    /// Rewrites that are over and whose extents are still to be granted.
+    orphans: BTreeMap<HealId, BlockRange>,
     next: u64,
     /// Smoothed time a read takes, per member, in nanoseconds.
     latency: BTreeMap<NodeId, u64>,
@@ -75,6 +82,13 @@ impl Fetches {
     /// Rewrites are under way.
     pub(super) fn healing(&self) -> bool {
         !self.heals.is_empty()
+    }
+
+    /// The range lock of a job that is given up passes to its rewrite; false if there is none.
+    pub(super) fn keep_lock(&mut self, job: JobId, lock: LockId) -> bool {
+        let mut heals = self.heals.values_mut();
+        let heal = heals.find(|h| h.reader == Reader::Job(job));
+        heal.map(|h| h.lock = Some(lock)).is_some()
     }
 
     /// When the oldest read that this member has not answered was sent.
@@ -291,6 +305,8 @@ impl Primary {
             range,
             from,
             bytes,
+            logged: false,
+            lock: None,
         };
         self.fetches.heals.insert(heal, entry);
         if ctx.acquire(LogUser::Heal(heal), Some(range)) {
@@ -309,9 +325,13 @@ impl Primary {
 
     /// The extents of a rewrite are durable in the activity log.
     pub(super) fn heal_logged(&mut self, ctx: &mut Ctx, id: HealId) {
-        let Some(heal) = self.fetches.heals.get(&id) else {
+        let Some(heal) = self.fetches.heals.get_mut(&id) else {
+            if let Some(range) = self.fetches.orphans.remove(&id) {
+                ctx.release(range);
+            }
             return;
         };
+        heal.logged = true;
         let op = ctx.write_op(heal.range, Some(heal.bytes.clone()), false);
         ctx.role_io(RoleIo::Heal(id), op);
     }
@@ -321,8 +341,12 @@ impl Primary {
         let Some(heal) = self.fetches.heals.remove(&id) else {
             return;
         };
-        if !ctx.disk_failed() {
+        if heal.logged {
             ctx.release(heal.range);
+        } else {
+            self.fetches.orphans.insert(id, heal.range);
+        }
+        if !ctx.disk_failed() {
             ctx.note(Note::Healed {
                 range: heal.range,
                 from: heal.from,
@@ -331,6 +355,9 @@ impl Primary {
         match heal.reader {
             Reader::Piece(piece) => self.end_piece(ctx, piece),
             Reader::Job(job) => self.job_read(ctx, job, heal.bytes),
+        }
+        if let Some(lock) = heal.lock {
+            self.unlock(ctx, lock);
         }
         self.pump_drain(ctx);
     }

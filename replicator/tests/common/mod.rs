@@ -35,6 +35,8 @@ pub enum Fail {
     /// Writes, zeroes and flushes.
     Writes(DiskError),
     Flushes,
+    /// All reads.
+    Reads,
     /// Reads of this block.
     Block(u64),
     /// Reads of this block, until it is written.

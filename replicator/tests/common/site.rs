@@ -105,6 +105,7 @@ impl Site {
             (Fail::Writes(e), DiskOp::Write { .. } | DiskOp::Zero { .. } | DiskOp::Flush) => {
                 return Err(e);
             }
+            (Fail::Reads, DiskOp::Read { .. }) => return Err(DiskError::Io),
             (Fail::Flushes, DiskOp::Flush) => return Err(DiskError::Io),
             (Fail::Block(bad) | Fail::BadBlock(bad), DiskOp::Read { offset, len })
                 if *offset <= bad * block && bad * block < offset + u64::from(*len) =>

@@ -407,7 +407,9 @@ impl Primary {
         if job.granted > 0 {
             self.pace.returned(ctx.now, job.granted);
         }
-        if let Some(lock) = job.lock {
+        if let Some(lock) = job.lock
+            && !self.fetches.keep_lock(id, lock)
+        {
             self.unlock(ctx, lock);
         }
         Some(job)

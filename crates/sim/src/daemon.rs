@@ -561,10 +561,16 @@ impl World {
         if let rep::Note::Attached { peer, .. } = &note
             && primary == Some(self.nodes[n].id)
         {
-            self.nodes[usize::from(peer.0)].attached_at = self.now;
+            let beyond_telling = self.is_beyond_telling(usize::from(peer.0));
+            let node = &mut self.nodes[usize::from(peer.0)];
+            node.attached_at = self.now;
+            node.beyond_telling = beyond_telling;
         }
         if let rep::Note::Verified(report) = &note {
             self.verified(n, report);
+        }
+        if let rep::Note::Repaired { range, wrong, .. } = &note {
+            self.repaired(*range, *wrong);
         }
         match &note {
             rep::Note::Attached { member: true, .. } => self.trace.mark("member attached"),
@@ -602,7 +608,7 @@ impl World {
             peer,
             why: Strange::WentBack,
         } = &note
-            && !self.nodes[usize::from(peer.0)].put_back
+            && !self.nodes[usize::from(peer.0)].put_back.is_some()
         {
             let why = format!("G8: node {n} takes the disk of {peer} for one that went back");
             self.fail(why);

@@ -44,8 +44,6 @@ pub enum Undo {
 
 /// A slow disk is this many times slower.
 const SLOW_TIMES: u64 = 30;
-/// Only a snapshot this old is put back.
-const SNAPSHOT_AGE_NS: u64 = 10 * S;
 /// A daemon that does not stop in good order is killed after this.
 const STOP_NS: u64 = 5 * S;
 /// A disk that ends nothing for so long is reported as stalled.
@@ -257,7 +255,7 @@ impl World {
             .unwrap_or(other)
     }
 
-    fn downtime(&mut self) -> u64 {
+    pub(crate) fn downtime(&mut self) -> u64 {
         let longest = *self.rng.fault.pick(&[200 * MS, 2 * S, 8 * S]);
         self.rng.fault.between(10 * MS, longest)
     }
@@ -558,39 +556,6 @@ impl World {
                 self.take_in(n);
             }
         }
-    }
-
-    /// A snapshot of a disk is taken, or put back.
-    fn revert(&mut self, n: usize) {
-        let Some((taken, snapshot)) = self.nodes[n].snapshot.clone() else {
-            let taken = self.now;
-            let node = &mut self.nodes[n];
-            let snapshot = node.disk.as_ref().map(crate::disk::Disk::snapshot);
-            node.snapshot = snapshot.map(|s| (taken, s));
-            return;
-        };
-        // The others store what they saw of a disk every few seconds: a snapshot younger than that, put back while all
-        // of them are down, is not recognised. The bound allows for a disk that hangs.
-        if self.now < taken + SNAPSHOT_AGE_NS || !self.expendable(n) {
-            return;
-        }
-        self.trace.mark("disk put back");
-        self.trace.news(self.now, NodeId(n as u8), || {
-            "its disk is put back to a snapshot".into()
-        });
-        let delay = self.downtime();
-        self.end_daemon(n, true);
-        let node = &mut self.nodes[n];
-        if let Some(disk) = &mut node.disk {
-            disk.put_back(&snapshot);
-        }
-        node.bad_disk = false;
-        node.strange_disk = true;
-        node.put_back = true;
-        node.unclean = true;
-        node.lossy = true;
-        self.checks.nodes[n].direction.exchanged();
-        self.start_later(n, delay);
     }
 
     /// The machine is switched off, gets a blank disk, and comes back.

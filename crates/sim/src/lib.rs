@@ -29,6 +29,7 @@ mod node;
 mod observe;
 pub mod plan;
 pub mod planted;
+mod revert;
 mod rng;
 mod rot;
 mod scenario;

@@ -3,11 +3,12 @@
 use crate::app::App;
 use crate::clock::Clock;
 use crate::disk::Disk;
+use crate::revert::Told;
 use crate::rng::Rng;
 use holdfast_control::durable::Slots;
 use holdfast_control::{HostStep, Ticket};
 use holdfast_replicator as rep;
-use holdfast_types::{Incarnation, NodeId};
+use holdfast_types::{Incarnation, NodeId, Seen};
 use std::collections::VecDeque;
 
 /// What reaches a daemon.
@@ -114,8 +115,12 @@ pub struct SimNode {
     pub attached_at: u64,
     /// Its disk is blank or was replaced, and no commit has taken it in since.
     pub strange_disk: bool,
-    /// Its disk was put back to a snapshot at some time.
-    pub put_back: bool,
+    /// Its disk was put back to a snapshot at some time; what the others had stored of it then.
+    pub put_back: Option<Seen>,
+    /// What they were told of it.
+    pub told: Told,
+    /// When a primary last took it into a session, nothing told that its disk was put back.
+    pub beyond_telling: bool,
     /// Its disk as it was when an operator took a snapshot, and when that was.
     pub snapshot: Option<(u64, Vec<u8>)>,
     /// Its replica was removed, and it got a blank disk to be taken in again with.

@@ -376,6 +376,10 @@ impl World {
             if peer.attached_at < taken {
                 return None;
             }
+            // The record tells before it counts.
+            if peer.strange_disk && peer.beyond_telling {
+                return None;
+            }
             let disk = peer.disk.as_ref().filter(|_| !peer.bad_disk && peer.up())?;
             let quiet = |block: &u64| {
                 let extent = g.extent_of(*block);

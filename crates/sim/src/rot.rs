@@ -6,11 +6,11 @@
 //! end of the run look at all of them).
 
 use crate::rng::Rng;
-use crate::scenario::S;
+use crate::scenario::{LIVENESS_NS, S};
 use crate::world::{RESOURCE, World};
 use holdfast_control::{AdminRequest, VolumeIx};
 use holdfast_replicator::{Repair, VerifyOrder, VerifyReport};
-use holdfast_types::{BlockRange, NodeId};
+use holdfast_types::{BlockRange, NodeId, NodeSet};
 
 /// A verify without report is asked for again after this long.
 const ASK_AGAIN_NS: u64 = 5 * S;
@@ -20,7 +20,10 @@ const ASK_AGAIN_NS: u64 = 5 * S;
 pub(crate) struct Rot {
     victim: NodeId,
     block: u64,
+    struck_at: u64,
     asked_at: u64,
+    /// A verify has made it equal again; its report comes when it has seen everything else too.
+    repaired: bool,
     /// A verify has reported it.
     found: bool,
 }
@@ -30,13 +33,25 @@ impl World {
     pub(crate) fn rots(&mut self) -> bool {
         match self.rot {
             Some(rot) if rot.found => false,
+            Some(rot) if rot.repaired && self.now < rot.struck_at + LIVENESS_NS => {
+                self.still_rotten();
+                true
+            }
             Some(_) => {
                 self.fail("rot: it is gone, and no verify has reported it");
                 false
             }
-            None if self.scenario.rot => self.decay(),
+            None if self.scenario.rot => !self.at_rest() || self.decay(),
             None => false,
         }
+    }
+
+    /// Nobody stops or comes back: who does is compared in part, or leads, and then nothing tells which copy is right.
+    fn at_rest(&self) -> bool {
+        let stopping = self.nodes.iter().any(|n| n.stopping);
+        let serving = self.nodes.iter().find(|n| n.open_epoch.is_some());
+        let replica = serving.and_then(|n| n.process.as_ref()?.replica.as_ref());
+        !stopping && replica.is_some_and(|r| r.status().peers.iter().all(|p| p.attached))
     }
 
     fn decay(&mut self) -> bool {
@@ -69,7 +84,9 @@ impl World {
         self.rot = Some(Rot {
             victim,
             block,
+            struck_at: self.now,
             asked_at: self.now,
+            repaired: false,
             found: false,
         });
         self.ask_for_verify();
@@ -111,6 +128,21 @@ impl World {
         self.rot.is_some()
     }
 
+    /// A verify makes a block equal.
+    pub(crate) fn repaired(&mut self, range: BlockRange, wrong: NodeSet) {
+        let Some(rot) = self.rot.as_mut().filter(|r| !r.found) else {
+            return;
+        };
+        rot.repaired = range == BlockRange::new(rot.block, 1) && wrong == NodeSet::only(rot.victim);
+        if !rot.repaired {
+            let why = format!(
+                "rot: block {} of {} rotted, a verify repairs {range:?} of {wrong:?}",
+                rot.block, rot.victim
+            );
+            self.fail(why);
+        }
+    }
+
     /// A verify has ended.
     pub(crate) fn verified(&mut self, n: usize, report: &VerifyReport) {
         let Some(rot) = self.rot.filter(|r| !r.found && report.is_complete()) else {
@@ -122,7 +154,8 @@ impl World {
         let right = report.peers.iter().all(|p| {
             let differs = own || p.node == rot.victim;
             if differs {
-                is(&p.differing)
+                // An earlier one that was cut short may have repaired it.
+                is(&p.differing) || (rot.repaired && p.differing.is_empty())
             } else {
                 p.differing.is_empty()
             }

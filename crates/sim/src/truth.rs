@@ -57,6 +57,9 @@ impl World {
                         stable: disk.stable(),
                     };
                     let result = durability::joined(&self.checks.history, member);
+                    if result.is_err() && node.beyond_telling {
+                        return self.nobody_could_tell();
+                    }
                     self.must(result);
                 }
             }
@@ -88,6 +91,9 @@ impl World {
             return;
         }
         if let (Some(whole), true) = (choice.whole, node.strange_disk) {
+            if self.is_beyond_telling(n) {
+                return self.nobody_could_tell();
+            }
             return self.fail(format!(
                 "G3: {id} has a blank disk and serves, although {whole} had the data"
             ));
@@ -160,6 +166,7 @@ impl World {
 
     pub(crate) fn compare(&mut self) {
         self.agenda.at(self.now + COMPARE_NS, Ev::Compare);
+        self.tell_of_disks(COMPARE_NS);
         self.compare_now();
         self.check_status();
     }

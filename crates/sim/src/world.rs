@@ -154,6 +154,8 @@ pub struct World {
     pub(crate) agenda: Agenda<Ev>,
     /// What this run is like.
     pub scenario: Scenario,
+    /// For so long a primary has served.
+    pub(crate) served_ns: u64,
     pub(crate) planted: Option<Rule>,
     pub(crate) mutation: Option<Mutation>,
     /// The decisions to play, instead of drawing them.
@@ -267,6 +269,7 @@ impl World {
             rot: None,
             decisions: Vec::new(),
             scenario,
+            served_ns: 0,
         };
         for n in 0..world.scenario.nodes() {
             let node = world.machine(n);
@@ -349,7 +352,9 @@ impl World {
             replaced_at: 0,
             attached_at: 0,
             strange_disk: false,
-            put_back: false,
+            put_back: None,
+            told: Default::default(),
+            beyond_telling: false,
             snapshot: None,
             adding: false,
             bad_disk: false,

@@ -469,6 +469,50 @@ fn a_member_that_the_record_doubts_is_removed_without_a_session_saying_so() {
 }
 
 #[test]
+fn a_rewrite_keeps_its_lock_when_the_job_it_was_for_is_given_up() {
+    for seed in 0..30 {
+        let mut c = Cluster::new(3, &[0, 1]);
+        c.promote(0);
+        c.pass(3000);
+        assert_eq!(c.view.in_sync, set(&[0, 1, 2]));
+        c.kill(2);
+        c.pass(2000);
+        c.write(0, 9, 50);
+        c.settle();
+        // Resync of what the third one missed finds the block unreadable here, and it is fetched and written anew.
+        c.sites[0].fail = Fail::BadBlock(9);
+        c.start_without_settling(2);
+        let fetched = |c: &Cluster| {
+            let done =
+                |f: &holdfast_wire::Frame| matches!(f, holdfast_wire::Frame::ReadDone { .. });
+            c.sent.iter().any(|(_, to, f)| *to == 0 && done(f))
+        };
+        for _ in 0..1000 {
+            if !c.one() {
+                c.pass_without_settling(10);
+            }
+            if fetched(&c) {
+                break;
+            }
+        }
+        assert!(fetched(&c), "{seed}");
+        c.sites[0].slow = true;
+        c.sites[0].fail = Fail::No;
+        while c.one() {}
+        // Its target is gone, and the application writes the block.
+        c.cut(2);
+        let w = c.write(0, 9, 60);
+        c.sites[0].slow = false;
+        c.chance = Some(common::power::Rng(seed + 1));
+        c.settle();
+        c.chance = None;
+        c.pass(2000);
+        assert!(c.acked(0, w), "{seed}");
+        assert_eq!(c.sites[0].disk[9 * BLOCK], 60, "{seed}");
+    }
+}
+
+#[test]
 fn rewrites_that_a_failing_disk_interrupts_give_their_log_slots_back() {
     let mut c = three();
     c.sites[0].fail = Fail::Reads;

@@ -302,6 +302,9 @@ pub struct VolumeSize {
     pub size_bytes: u64,
     /// What there shall be room for: the committed size, or the larger one that is to be.
     pub room_bytes: u64,
+    /// It shrank and has not grown since: how often it has shrunk, zero otherwise. Who hears of that for the first time
+    /// gives up what lies past the size, whatever size it went by: it may have missed that it grew before.
+    pub shrunk: u32,
 }
 
 /// What the control plane tells a replica.
@@ -540,6 +543,8 @@ pub enum ToControl {
     Room {
         /// The committed size that was gone by.
         size_bytes: u64,
+        /// The [`VolumeSize::shrunk`] that was gone by.
+        shrunk: u32,
         /// Bytes of the volume there is room for.
         room_bytes: u64,
         /// Where the replica's metadata ends on its store: to be remembered, for that is where it is found.

@@ -450,10 +450,9 @@ impl Replica {
             (State::Stopping { .. } | State::Stopped, _) => {}
             (_, FromControl::View(view)) => self.viewed(view),
             (_, FromControl::Size(size)) => {
-                let before = self.ctx.served();
                 if self.ctx.sized(size) {
                     if let State::Follower(f) = &mut self.state
-                        && self.ctx.served() < before
+                        && self.ctx.gives_up()
                     {
                         f.shrunk(&mut self.ctx);
                     }

@@ -73,6 +73,8 @@ pub(crate) struct Room {
     retry_at: Now,
     /// A size was told, and not answered with the room there is.
     unanswered: bool,
+    /// [`VolumeSize::shrunk`] as told last.
+    shrunk: u32,
     /// Some of the volume was given up, and its zeroing has not begun since.
     given_up: bool,
 }
@@ -110,7 +112,27 @@ impl Ctx {
         self.room.size = Some(blocks);
         self.room.wanted = blocks.max(size.room_bytes / block);
         self.room.unanswered = true;
-        self.serve()
+        let before = self.served();
+        let shrank = size.shrunk != 0 && size.shrunk != self.room.shrunk;
+        self.room.shrunk = size.shrunk;
+        let changed = self.serve();
+        if shrank && self.served() >= before && !self.disk_failed() {
+            self.give_up();
+            self.store(After::Nothing);
+        }
+        changed || shrank
+    }
+
+    /// Whatever is past the volume's end now is given up.
+    fn give_up(&mut self) {
+        self.superblock.tail_unknown = true;
+        self.room.given_up = true;
+        self.bits.clip(self.served());
+    }
+
+    /// Some of the volume was given up, and what was on its way to it may still be.
+    pub(crate) fn gives_up(&self) -> bool {
+        self.room.given_up
     }
 
     /// Serves as much of the committed size as there is room for.
@@ -125,10 +147,7 @@ impl Ctx {
         }
         self.superblock.geometry.blocks = served;
         if served < before {
-            // Whatever is there now is given up.
-            self.superblock.tail_unknown = true;
-            self.room.given_up = true;
-            self.bits.clip(served);
+            self.give_up();
         }
         self.store(After::Nothing);
         self.note(Note::Resized {
@@ -179,6 +198,7 @@ impl Ctx {
         let block = u64::from(self.layout.geometry.block_bytes);
         self.control(ToControl::Room {
             size_bytes: self.room.size.unwrap_or(0) * block,
+            shrunk: self.room.shrunk,
             room_bytes: self.layout.geometry.bytes(),
             store_bytes: self.layout.region_end,
         });

@@ -250,3 +250,26 @@ fn a_disk_that_fails_at_any_step_of_growing_holds_nothing_up() {
         }
     }
 }
+
+#[test]
+fn who_missed_that_it_grew_and_shrank_gives_up_what_it_took_meanwhile() {
+    let mut c = filled();
+    c.sites[0].slow = true;
+    c.grow_to(NEW);
+    c.settle();
+    // It has the room and says so, and hears of nothing from then on.
+    c.deaf = Some(1);
+    c.sites[0].slow = false;
+    c.pass(200);
+    assert_eq!(size(&c), NEW);
+    writes(&mut c, 0, NEW - 1, 5);
+    c.assert_equal(0, 1);
+    c.shrink_to(OLD);
+    c.pass(200);
+    c.deaf = None;
+    c.grow_to(NEW);
+    c.pass(2000);
+    assert_eq!(size(&c), NEW);
+    assert_eq!(c.read(0, NEW - 1), 0);
+    c.assert_equal(0, 1);
+}

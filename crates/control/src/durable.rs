@@ -104,7 +104,7 @@ pub fn choose(slots: [&[u8]; 2]) -> Result<(Option<Vec<u8>>, Slots), DurableErro
 }
 
 /// Version of the payload.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// Everything a node must not forget.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

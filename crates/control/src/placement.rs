@@ -28,6 +28,7 @@ impl ResourceRecord {
         record.size_bytes = size_bytes;
         record.target_bytes = None;
         record.shrank = true;
+        record.shrinks += 1;
         for replica in record.replicas.values_mut() {
             // What it has past that is not zero before it says so.
             replica.room_bytes = size_bytes;
@@ -61,13 +62,14 @@ impl ResourceRecord {
         volume: VolumeIx,
         node: NodeId,
         incarnation: Incarnation,
-        size_bytes: u64,
+        went_by: (u64, u32),
         room_bytes: u64,
     ) -> bool {
         let Some(record) = self.volumes.get_mut(usize::from(volume.0)) else {
             return false;
         };
-        let same_size = record.size_bytes == size_bytes;
+        let size = record.size();
+        let same_size = (size.size_bytes, size.shrunk) == went_by;
         match record.replicas.get_mut(&node) {
             Some(r) if r.incarnation == incarnation && same_size && r.room_bytes < room_bytes => {
                 r.room_bytes = room_bytes;

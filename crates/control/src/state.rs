@@ -9,7 +9,7 @@
 //! - only a member of every in-sync set becomes primary, except by a recorded force, which starts a
 //!   new lineage (G3).
 
-use crate::api::{ResourceIx, SetChange, View, VolumeIx};
+use crate::api::{ResourceIx, SetChange, View, VolumeIx, VolumeSize};
 use crate::upkeep::{Care, Upkeep};
 use holdfast_types::{Epoch, Gen, Incarnation, NodeId, NodeSet, Run, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -59,6 +59,8 @@ pub struct VolumeRecord {
     pub target_bytes: Option<u64>,
     /// It shrank: it grows again only when *every* replica has the room, for one that was away has what others gave up.
     pub shrank: bool,
+    /// How often it has shrunk.
+    pub shrinks: u32,
     /// The replicas that hold every acknowledged write.
     pub in_sync: NodeSet,
     /// All replicas.
@@ -364,6 +366,8 @@ pub enum Command {
         incarnation: Incarnation,
         /// Compared: the volume's size when all past that was zero.
         size_bytes: u64,
+        /// Compared: how often it had shrunk then, see [`holdfast_replicator::VolumeSize::shrunk`].
+        shrunk: u32,
         /// Bytes.
         room_bytes: u64,
     },
@@ -410,6 +414,15 @@ pub enum Applied {
 }
 
 impl VolumeRecord {
+    /// As its replicas are told.
+    pub fn size(&self) -> VolumeSize {
+        VolumeSize {
+            size_bytes: self.size_bytes,
+            room_bytes: self.target_bytes.unwrap_or(self.size_bytes),
+            shrunk: if self.shrank { self.shrinks } else { 0 },
+        }
+    }
+
     /// The replicas that must have room before it grows.
     pub fn waited_for(&self) -> NodeSet {
         if self.shrank {
@@ -700,10 +713,12 @@ impl ClusterState {
                 node,
                 incarnation,
                 size_bytes,
+                shrunk,
                 room_bytes,
             } => self
                 .on(*resource, None, |r| {
-                    r.replica_room(*volume, *node, *incarnation, *size_bytes, *room_bytes)
+                    let went_by = (*size_bytes, *shrunk);
+                    r.replica_room(*volume, *node, *incarnation, went_by, *room_bytes)
                 })
                 .map_or(Applied::Nothing, |()| Applied::Changed(*resource)),
             Command::Want { resource, wanted } => self
@@ -782,6 +797,7 @@ impl ClusterState {
                     size_bytes: v.size_bytes,
                     target_bytes: None,
                     shrank: false,
+                    shrinks: 0,
                     in_sync: v.in_sync,
                     replicas: v
                         .replicas

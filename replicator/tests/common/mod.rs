@@ -106,6 +106,7 @@ pub struct Cluster {
     pub deaf: Option<usize>,
     /// It shrank: all replicas are waited for before it grows again.
     shrank: bool,
+    shrinks: u32,
     pub links: NodeSetPairs,
     frames: VecDeque<(usize, usize, holdfast_wire::Frame)>,
     /// Every frame that was sent, from whom and to whom.
@@ -167,6 +168,7 @@ impl Cluster {
             size: None,
             deaf: None,
             shrank: false,
+            shrinks: 0,
             links: NodeSetPairs::default(),
             frames: VecDeque::new(),
             sent: Vec::new(),
@@ -451,11 +453,15 @@ impl Cluster {
             ToControl::Started { run, .. } => self.sites[n].told.run = run,
             ToControl::Room {
                 size_bytes,
+                shrunk,
                 room_bytes,
                 store_bytes,
             } => {
                 self.sites[n].end = store_bytes;
-                if self.size.is_some_and(|s| s.size_bytes == size_bytes) {
+                if self
+                    .size
+                    .is_some_and(|s| (s.size_bytes, s.shrunk) == (size_bytes, shrunk))
+                {
                     self.sites[n].room = room_bytes;
                 }
                 self.try_resize();

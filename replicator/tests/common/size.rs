@@ -9,6 +9,7 @@ impl Cluster {
         self.size = Some(VolumeSize {
             size_bytes: now,
             room_bytes: blocks * BLOCK as u64,
+            shrunk: self.size.map_or(0, |s| s.shrunk),
         });
         self.publish_size();
         self.try_resize();
@@ -17,9 +18,11 @@ impl Cluster {
     /// The same, smaller, at once.
     pub fn shrink_to(&mut self, blocks: u64) {
         let bytes = blocks * BLOCK as u64;
+        self.shrinks += 1;
         self.size = Some(VolumeSize {
             size_bytes: bytes,
             room_bytes: bytes,
+            shrunk: self.shrinks,
         });
         self.sites.iter_mut().for_each(|s| s.room = 0);
         self.shrank = true;
@@ -41,6 +44,7 @@ impl Cluster {
             self.shrank = false;
             self.size = Some(VolumeSize {
                 size_bytes: size.room_bytes,
+                shrunk: 0,
                 ..size
             });
             self.publish_size();
@@ -50,7 +54,9 @@ impl Cluster {
     pub(super) fn publish_size(&mut self) {
         if let Some(size) = self.size {
             for n in 0..self.sites.len() {
-                self.event(n, Event::Control(FromControl::Size(size)));
+                if self.deaf != Some(n) {
+                    self.event(n, Event::Control(FromControl::Size(size)));
+                }
             }
         }
     }

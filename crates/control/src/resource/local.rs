@@ -125,11 +125,12 @@ impl Node {
             },
             ToControl::Room {
                 size_bytes,
+                shrunk,
                 room_bytes,
                 ..
             } => {
                 let local = &mut self.resources[ix].locals[v];
-                local.room = Some((size_bytes, room_bytes));
+                local.room = Some(((size_bytes, shrunk), room_bytes));
                 local.room_at = now;
             }
             ToControl::NoRoom { store_bytes } => {
@@ -212,10 +213,7 @@ impl Node {
             let known = record
                 .replica(VolumeIx(v as u16), node)
                 .is_some_and(|r| started.is_some_and(|s| s.is(r)));
-            let size = record.volumes.get(v).map(|r| VolumeSize {
-                size_bytes: r.size_bytes,
-                room_bytes: r.target_bytes.unwrap_or(r.size_bytes),
-            });
+            let size = record.volumes.get(v).map(|r| r.size());
             let local = &mut self.resources[ix].locals[v];
             if let Some(size) = size.filter(|s| known && local.size_sent != Some(*s)) {
                 local.size_sent = Some(size);
@@ -315,12 +313,13 @@ impl Node {
             let Some(local) = self.resources[ix].locals.get_mut(v) else {
                 return;
             };
-            let (Some(started), Some((size_bytes, room_bytes)), Some(replica)) =
+            let (Some(started), Some(((size_bytes, shrunk), room_bytes)), Some(replica)) =
                 (local.started, local.room, of.replicas.get(&node))
             else {
                 continue;
             };
-            let news = size_bytes == of.size_bytes
+            let size = of.size();
+            let news = (size_bytes, shrunk) == (size.size_bytes, size.shrunk)
                 && room_bytes > replica.room_bytes
                 && started.incarnation == replica.incarnation;
             if !news {
@@ -338,6 +337,7 @@ impl Node {
                         node,
                         incarnation: started.incarnation,
                         size_bytes,
+                        shrunk,
                         room_bytes,
                     },
                 );

@@ -73,8 +73,8 @@ pub(crate) struct Local {
     /// What it was told of resync last; nothing is what a new one goes by.
     resync_sent: Option<ResyncOrder>,
     size_sent: Option<VolumeSize>,
-    /// The volume's size it went by, and the room it has.
-    room: Option<(u64, u64)>,
+    /// The volume's size it went by (and how often it had shrunk), and the room it has.
+    room: Option<((u64, u32), u64)>,
     room_at: Now,
     /// Bytes its store would need and cannot have.
     pub(crate) no_room: Option<u64>,

@@ -62,6 +62,7 @@ impl World {
                 if self.roomy.contains(&h) {
                     let msg = ToControl::Room {
                         size_bytes: size.size_bytes,
+                        shrunk: size.shrunk,
                         room_bytes: size.room_bytes,
                         store_bytes: size.room_bytes,
                     };

@@ -14,7 +14,7 @@ use crate::world::World;
 use holdfast_control as control;
 use holdfast_meta::LOG_TRANSACTIONS;
 use holdfast_replicator as rep;
-use holdfast_types::{DiskState, NodeId};
+use holdfast_types::{DiskState, NodeId, NodeSet};
 use holdfast_wire::{Frame, Refusal};
 
 /// A resync that moved within this time is under way.
@@ -139,8 +139,14 @@ impl World {
     /// A frame reaches a replica.
     pub(crate) fn sees_frame(&mut self, n: usize, peer: NodeId, frame: &Frame) {
         let done = self.nodes[n].disk.as_ref().map_or(0, |d| d.done_writes());
+        let process = self.nodes[n].process.as_ref();
+        let replica = process.and_then(|p| p.replica.as_ref());
+        let placed = match (frame, replica) {
+            (Frame::Cut { .. }, Some(r)) => r.status().peers.iter().map(|p| p.node).collect(),
+            _ => NodeSet::EMPTY,
+        };
         let checks = &mut self.checks.nodes[n];
-        checks.order.received(frame, done);
+        checks.order.received(frame, done, placed);
         checks.bounds.received(peer, frame);
         if let Frame::Resync { .. } = frame {
             checks.resync_at = Some(self.now);

@@ -44,6 +44,8 @@ struct Cell {
     acked: u64,
     /// Latest beginning of a write that a flush made stable.
     stable: u64,
+    /// Writes that began in this time were acknowledged and may be lost, after the first and up to the last.
+    lost: Option<(u64, u64)>,
 }
 
 /// Everything the application did and saw.
@@ -352,7 +354,11 @@ impl History {
             let Some(w) = self.writes.get(id as usize) else {
                 continue;
             };
-            let matters = w.acked.is_some() && w.begun <= self.cells[at as usize].acked;
+            let cell = &self.cells[at as usize];
+            let lost = cell
+                .lost
+                .is_some_and(|(from, to)| from < w.begun && w.begun <= to);
+            let matters = w.acked.is_some() && w.begun <= cell.acked && !lost;
             if let Some(stale) = self.stale(at, new, w.begun).filter(|_| matters) {
                 return Err(format!(
                     "{stale} replaces the newer {} in cell {at}",
@@ -392,6 +398,10 @@ impl History {
                 }
                 !back
             });
+            if cell.acked > stable {
+                let from = cell.lost.map_or(stable, |(from, _)| from.min(stable));
+                cell.lost = Some((from, cell.acked));
+            }
             // What is lost asks nothing of later flushes.
             cell.acked = stable;
         }

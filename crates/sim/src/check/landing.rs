@@ -43,5 +43,9 @@ mod tests {
         );
         h.rollback();
         landed(&h, 16, &one, &two).unwrap();
+        let c = h.begin(30, 1, 1, 1, false);
+        h.ack(31, c).unwrap();
+        landed(&h, 16, &one, &two).unwrap(); // b is no more for what came after
+        assert!(landed(&h, 16, &two, &stamp(c, 1)).is_err(), "c is");
     }
 }

@@ -19,7 +19,7 @@ use super::history::{CELL_BYTES, History};
 use bytes::Bytes;
 use holdfast_meta::{Layout, Superblock};
 use holdfast_replicator::{DiskOp, IoId, ToControl};
-use holdfast_types::{BlockRange, DiskState, Geometry, NodeId};
+use holdfast_types::{BlockRange, DiskState, Geometry, NodeId, NodeSet};
 use holdfast_wire::{Frame, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -106,8 +106,8 @@ impl Order {
         *self = Self::default();
     }
 
-    /// A frame reaches the replica, whose disk has completed so many writes.
-    pub fn received(&mut self, frame: &Frame, done_writes: u64) {
+    /// A frame reaches the replica, whose disk has completed so many writes; for a cut, the other replicas it knows of.
+    pub fn received(&mut self, frame: &Frame, done_writes: u64, placed: NodeSet) {
         match frame {
             Frame::Write {
                 stamp,
@@ -145,7 +145,10 @@ impl Order {
                 bitmaps,
             } => {
                 self.barriers.insert(key(*stamp, *token), done_writes);
-                self.bitmaps.insert(key(*stamp, *token), bitmaps.clone());
+                // Of a node it does not know of (yet, or again) it keeps nothing, and all of that one's copy counts as dirty.
+                let known = bitmaps.iter().filter(|(node, _)| placed.has(*node));
+                self.bitmaps
+                    .insert(key(*stamp, *token), known.cloned().collect());
             }
             // Bits for the new member, or for what a replica has been given meanwhile, may go.
             Frame::Grown { node, .. } | Frame::Synced { node, .. } => {

@@ -2,6 +2,7 @@ use super::*;
 use crate::check::history::stamp;
 use holdfast_types::{Epoch, Incarnation, Run, Seq, SessionId, VolumeId};
 
+const PLACED: NodeSet = NodeSet(7);
 const G: Geometry = Geometry {
     block_bytes: 64,
     blocks: 16,
@@ -99,7 +100,7 @@ fn answers_come_after_what_they_answer() {
     };
     let try_ack = |fua, cached, stable| {
         let mut o = Order::default();
-        o.received(&frame(fua), 0);
+        o.received(&frame(fua), 0, PLACED);
         let disk = Disk {
             cached,
             stable,
@@ -121,6 +122,7 @@ fn answers_come_after_what_they_answer() {
                 token: 5,
             },
             20,
+            PLACED,
         );
         let disk = Disk {
             cached: &new,
@@ -215,12 +217,12 @@ fn a_resync_block_goes_to_a_disk_that_says_syncing() {
         durable: false,
     };
     let mut o = Order::default();
-    o.received(&resync, 0);
+    o.received(&resync, 0, PLACED);
     o.submits(&G, IoId(1), &op, &meta).unwrap();
     assert!(o.is_resync(IoId(1)));
     assert!(o.ended(IoId(1)));
     meta.superblock.disk = DiskState::UpToDate;
     o.submits(&G, IoId(2), &op, &meta).unwrap();
-    o.received(&resync, 0);
+    o.received(&resync, 0, PLACED);
     assert!(o.submits(&G, IoId(3), &op, &meta).is_err());
 }

@@ -201,6 +201,8 @@ fn nothing_is_sent_to_new_blocks_before_they_are_zero_for_good() {
     }
     c.sites[1].late_zeroes = true;
     c.start(1);
+    c.pass(1000);
+    c.sites[1].late_zeroes = false;
     c.pass(3000);
     assert_eq!(c.view.in_sync, set(&[0, 1]));
     c.assert_equal(0, 1);

@@ -60,7 +60,7 @@ pub struct Site {
     pub boot: u128,
     /// Disk operations wait here while `slow`.
     pub slow: bool,
-    /// Zeroes end when nothing else moves.
+    /// Zeroes do not end as long as this is so.
     pub late_zeroes: bool,
     late: VecDeque<(IoId, DiskOp)>,
     /// Where zeroes were written, in bytes.
@@ -526,7 +526,10 @@ impl Cluster {
                 moved = true;
             }
             for n in 0..self.sites.len() {
-                if !moved && let Some((io, op)) = self.sites[n].late.pop_front() {
+                if !moved
+                    && !self.sites[n].late_zeroes
+                    && let Some((io, op)) = self.sites[n].late.pop_front()
+                {
                     let result = Ok(self.sites[n].apply(io, &op));
                     self.event(n, Event::DiskDone { io, result });
                     moved = true;

@@ -61,7 +61,13 @@ Example:
   holdfast resolve data:beta/db --keep alpha     of volume db, and only beta's")]
     Resolve(ResolveArgs),
     /// Look at and read back what `resolve` saved
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  holdfast saved list /var/lib/holdfast/saved
+  holdfast saved extract FILE --onto copy-of-the-volume.img"
+    )]
     Saved(SavedCommand),
     /// Initialise the replicas of a resource on its nodes and record it
     #[command(after_help = "\

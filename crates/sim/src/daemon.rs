@@ -1,6 +1,8 @@
 //! The interpreters: a daemon's start and end, what reaches its state machines, and what they want done.
 //! Mechanical, exactly as the two contracts say; nothing is decided here.
 
+mod brief;
+
 use crate::check::bounds::Bounds;
 use crate::mutation::Mutation;
 use crate::node::{CONTROL, Input, Process, REPLICA};
@@ -22,6 +24,8 @@ const STRETCH_MS: u64 = 4000;
 const HOP_NS: u64 = 30 * US;
 /// A daemon that finds the claim on its store held tries again after this.
 const CLAIM_RETRY_NS: u64 = 20 * MS;
+
+use brief::{brief_event, brief_op, kind_of};
 
 impl World {
     fn control_config(&self, me: NodeId) -> control::Config {
@@ -790,60 +794,5 @@ impl World {
         } else {
             self.trace.news(self.now, me, || format!("{note:?}"));
         }
-    }
-}
-
-/// Its kind, for the hash.
-fn kind_of(op: &rep::DiskOp) -> u64 {
-    match op {
-        rep::DiskOp::Read { .. } => 0,
-        rep::DiskOp::Write { .. } => 1,
-        rep::DiskOp::Zero { .. } => 2,
-        rep::DiskOp::Flush => 3,
-    }
-}
-
-/// A disk operation in a few words.
-fn brief_op(op: &rep::DiskOp) -> String {
-    match op {
-        rep::DiskOp::Read { offset, len } => format!("read {len} at {offset}"),
-        rep::DiskOp::Write {
-            offset,
-            data,
-            durable,
-        } => {
-            format!(
-                "write {} at {offset}{}",
-                data.len(),
-                if *durable { " durable" } else { "" }
-            )
-        }
-        rep::DiskOp::Zero { offset, len, .. } => format!("zero {len} at {offset}"),
-        rep::DiskOp::Flush => "flush".into(),
-    }
-}
-
-fn brief_event(event: &rep::Event) -> String {
-    match event {
-        rep::Event::Frame { peer, frame } => format!("{peer}: {}", crate::lanes::brief(frame)),
-        rep::Event::DiskDone { io, result } => {
-            format!(
-                "disk {} {}",
-                io.0,
-                if result.is_ok() { "done" } else { "FAILED" }
-            )
-        }
-        rep::Event::Request { req, request } => match request {
-            rep::Request::Write { offset, data, fua } => {
-                format!(
-                    "request {}: write {} at {offset}{}",
-                    req.0,
-                    data.len(),
-                    if *fua { " fua" } else { "" }
-                )
-            }
-            other => format!("request {}: {other:?}", req.0),
-        },
-        other => format!("{other:?}"),
     }
 }

@@ -5,6 +5,20 @@ use crate::durable::Stored;
 use crate::message::{Body, RaftId, RaftMessage};
 
 impl World {
+    /// What the fencer process does at the end of a lease, whether the daemon runs or not.
+    pub(super) fn fencers(&mut self) {
+        for h in 0..self.hosts.len() {
+            let local = self.local(h);
+            let margin = self.hosts[h].config.timing.margin_ms * MS;
+            let host = &mut self.hosts[h];
+            for (effects, lease) in host.effects.iter_mut().zip(&host.lease) {
+                if lease.is_some_and(|l| local.0 >= l.0 + margin / 2) {
+                    effects.clear();
+                }
+            }
+        }
+    }
+
     pub(in crate::tests) fn picture(&self) -> Vec<String> {
         let of = |h: usize| match &self.hosts[h].node {
             None => format!("n{h}: down"),

@@ -523,20 +523,6 @@ impl World {
         self.check();
     }
 
-    /// What the fencer process does at the end of a lease, whether the daemon runs or not.
-    fn fencers(&mut self) {
-        for h in 0..self.hosts.len() {
-            let local = self.local(h);
-            let margin = self.hosts[h].config.timing.margin_ms * MS;
-            let host = &mut self.hosts[h];
-            for (effects, lease) in host.effects.iter_mut().zip(&host.lease) {
-                if lease.is_some_and(|l| local.0 >= l.0 + margin / 2) {
-                    effects.clear();
-                }
-            }
-        }
-    }
-
     fn event(&mut self, h: usize, event: Event) {
         let now = self.local(h);
         if let Some(node) = &mut self.hosts[h].node {

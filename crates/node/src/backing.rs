@@ -251,7 +251,8 @@ impl Place {
             } else {
                 DiskState::Outdated
             },
-            lineage: new.lineage,
+            // None of its own: it joins the volume's, which the record names, with its first session.
+            lineage: 0,
             log_slots: LOG_SLOTS,
             log_floor: 0,
             peer_slots: [None; PEERS_MAX as usize],
@@ -344,8 +345,6 @@ pub struct NewReplica {
     pub volume: VolumeId,
     /// Identity of this initialisation.
     pub incarnation: Incarnation,
-    /// The volume's line of history.
-    pub lineage: u64,
     /// All nodes that get a replica.
     pub data_nodes: NodeSet,
     /// All replicas are equal from the start: nothing is dirty.

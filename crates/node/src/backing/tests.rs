@@ -18,7 +18,6 @@ fn new(volume: u64) -> NewReplica {
     NewReplica {
         volume: VolumeId(volume),
         incarnation: Incarnation(volume + 100),
-        lineage: 3,
         data_nodes: [NodeId(1), NodeId(2)].into_iter().collect(),
         equal: true,
         member: true,

@@ -74,7 +74,6 @@ pub(super) async fn create(cx: &Context, ix: ResourceIx, client: &ToClient) -> T
         plans.push(Plan {
             key,
             volume: VolumeId(clock::random_u64()),
-            lineage: clock::random_u64(),
             equal,
             // Without knowing them equal, one copy is taken for the truth and the others are made so.
             in_sync: if equal {
@@ -133,7 +132,6 @@ pub(super) async fn create(cx: &Context, ix: ResourceIx, client: &ToClient) -> T
 struct Plan {
     key: VolumeKey,
     volume: VolumeId,
-    lineage: u64,
     equal: bool,
     in_sync: NodeSet,
 }
@@ -150,7 +148,6 @@ impl Plan {
             key: self.key,
             volume: self.volume,
             incarnation,
-            lineage: self.lineage,
             data_nodes,
             equal: self.equal,
             member: self.in_sync.has(node),

@@ -128,7 +128,6 @@ async fn place(
             replica: NewReplica {
                 volume: recorded.id,
                 incarnation,
-                lineage: 0,
                 data_nodes: recorded
                     .replicas
                     .iter()

@@ -58,8 +58,6 @@ pub enum Question {
         volume: VolumeId,
         /// Identity of this node's replica.
         incarnation: Incarnation,
-        /// Line of history.
-        lineage: u64,
         /// All its data nodes.
         data_nodes: NodeSet,
         /// All replicas are equal.

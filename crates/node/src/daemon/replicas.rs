@@ -213,7 +213,6 @@ impl Opening {
         let anew = NewReplica {
             volume: id,
             incarnation: Incarnation(clock::random_u64()),
-            lineage: 0,
             data_nodes: resource.nodes.with(self.cx.me.id),
             equal: false,
             member: false,

@@ -527,7 +527,6 @@ pub(super) async fn answer(
             key,
             volume,
             incarnation,
-            lineage,
             data_nodes,
             equal,
             member,
@@ -536,7 +535,6 @@ pub(super) async fn answer(
             let new = crate::backing::NewReplica {
                 volume,
                 incarnation,
-                lineage,
                 data_nodes,
                 equal,
                 member,

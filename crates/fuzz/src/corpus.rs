@@ -293,7 +293,7 @@ pub(crate) fn api() -> Seeds {
 /// Control messages as bincode has them: the number of the variant, then its fields.
 pub(crate) fn control() -> Seeds {
     named([
-        ("hello", 1, vec![0, 9, 0, 1, 9, 1, 0, 0, 4, 1, 1, 4]),
+        ("hello", 1, vec![0, 9, 0, 1, 9, 1, 0, 0, 4, 1, 1, 4, 1, 0]),
         ("vote", 1, vec![1, 9, 8, 0, 3, 2, 7]),
         (
             "append",

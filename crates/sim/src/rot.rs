@@ -41,7 +41,11 @@ impl World {
                 self.fail("rot: it is gone, and no verify has reported it");
                 false
             }
-            None if self.scenario.rot => !self.at_rest() || self.decay(),
+            None if self.scenario.rot && self.at_rest() => self.decay(),
+            // It may never rest: a replica that waits to stop for a successor.
+            None if self.scenario.rot => {
+                self.now < self.healed_at.unwrap_or(self.now) + LIVENESS_NS
+            }
             None => false,
         }
     }

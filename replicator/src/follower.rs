@@ -723,8 +723,6 @@ impl Follower {
         self.done(ctx, id, answer);
     }
 
-    /// A frame has been worked on: the answer, and the next in line for its blocks.
-
     /// Slots may have become free or short.
     pub(crate) fn log_written(&mut self, ctx: &mut Ctx) {
         self.ask_close(ctx);

@@ -11,7 +11,7 @@
 //! - [`steps`]: what can happen next; carried out by `control` (the register and the candidates), `primary`, `session`
 //!   (connect, resync, grow), `replica` (a secondary, its disk, its crashes);
 //! - [`checks`]: the oracle of what a client may read, and what must hold in every state;
-//! - [`explore`]: breadth-first search, shortest traces.
+//! - [`mod@explore`]: breadth-first search, shortest traces.
 //!
 //! Invariants: no clock, no randomness, no I/O; the same model and bounds give the same states and the same trace.
 //! The model follows `replicator` and `control` step by step and uses their words; what it leaves out is said in

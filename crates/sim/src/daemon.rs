@@ -612,7 +612,7 @@ impl World {
             peer,
             why: Strange::WentBack,
         } = &note
-            && !self.nodes[usize::from(peer.0)].put_back.is_some()
+            && self.nodes[usize::from(peer.0)].put_back.is_none()
         {
             let why = format!("G8: node {n} takes the disk of {peer} for one that went back");
             self.fail(why);

@@ -3,6 +3,7 @@
 use super::*;
 
 impl Follower {
+    /// A frame has been worked on: the answer, and the next in line for its blocks.
     pub(super) fn done(&mut self, ctx: &mut Ctx, id: RecvId, answer: Frame) {
         let Some(recv) = self.recv.remove(&id) else {
             return;
